@@ -1,0 +1,59 @@
+package decode
+
+import "strconv"
+
+// LSN is a byte position in the WAL. It is only ever received from the server
+// and compared, never computed: an LSN with arithmetic on it confirms things
+// nobody has seen.
+type LSN uint64
+
+// AppendText appends Postgres' own notation, two hexadecimal halves: 16/B374D848.
+func (l LSN) AppendText(b []byte) []byte {
+	b = appendUpperHex(b, uint32(l>>32))
+	b = append(b, '/')
+	return appendUpperHex(b, uint32(l))
+}
+
+func (l LSN) String() string { return string(l.AppendText(nil)) }
+
+func appendUpperHex(b []byte, v uint32) []byte {
+	start := len(b)
+	b = strconv.AppendUint(b, uint64(v), 16)
+	for i := start; i < len(b); i++ {
+		if b[i] >= 'a' {
+			b[i] -= 'a' - 'A'
+		}
+	}
+	return b
+}
+
+// Position identifies an event for good: it is the same after every restart,
+// reconnect and planned promotion.
+//
+// Change LSNs cannot serve: rows of one COPY share one, and they are not
+// monotonic over transactions. The commit LSN is unique on its timeline.
+type Position struct {
+	SystemID string // of the Postgres cluster, from IDENTIFY_SYSTEM
+	// Timeline on which CommitLSN lies, not the one the server is on now: a
+	// promotion must not rename the events that are sent again after it.
+	Timeline  uint32
+	CommitLSN LSN // start of the commit record
+	// Index is the ordinal of the pgoutput change or transactional message
+	// within its transaction, counted from 0 before any filtering, so that a
+	// change of walferry's configuration does not renumber.
+	Index uint64
+}
+
+// AppendText appends sysid/timeline/commit LSN/index, for example
+// 7312345678901234567/1/0/15A1DB3/0.
+func (p Position) AppendText(b []byte) []byte {
+	b = append(b, p.SystemID...)
+	b = append(b, '/')
+	b = strconv.AppendUint(b, uint64(p.Timeline), 10)
+	b = append(b, '/')
+	b = p.CommitLSN.AppendText(b)
+	b = append(b, '/')
+	return strconv.AppendUint(b, p.Index, 10)
+}
+
+func (p Position) String() string { return string(p.AppendText(nil)) }
