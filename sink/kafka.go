@@ -1,0 +1,215 @@
+package sink
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/sasl"
+
+	"github.com/walferry/walferry/decode"
+)
+
+// Config is what a Kafka sink is made of. Sizes are bytes.
+type Config struct {
+	Brokers        []string
+	ClientID       string
+	TLS            *tls.Config    // nil: plain text
+	SASL           sasl.Mechanism // nil: none
+	Dial           DialFunc       // nil: TCP, with TLS if set
+	Compression    kgo.CompressionCodec
+	Linger         time.Duration
+	MaxBuffered    int // of all records that are not acknowledged; Publish blocks at it
+	MaxRecord      int // of one record's key, value and header values
+	CreateTopics   bool
+	Routes         []Route    // by decode.Event.Source
+	PositionHeader string     // empty: none
+	Topics         *Topics    // shared by the sinks that follow one another
+	Logger         kgo.Logger // of the client itself; may be nil
+	// Created, if not nil, is called with each topic that the sink had to create.
+	Created func(topic string)
+	// Observe, if not nil, is called for every acknowledged record, serially. It must be quick.
+	Observe func(topic string, bytes int, latency time.Duration)
+}
+
+// DialFunc opens a connection to a broker.
+type DialFunc func(ctx context.Context, network, addr string) (net.Conn, error)
+
+// Kafka publishes events with acks=all and an idempotent producer. It lives for one
+// session: after an error nothing is repaired, a new one is made.
+type Kafka struct {
+	cfg    Config
+	client *kgo.Client
+	router router
+	ready  map[string]bool // topics that this sink has seen to exist
+
+	failed  atomic.Pointer[PublishError] // the first failure: nothing is published after it
+	records sync.Pool                    // of *record
+}
+
+// record is a Kafka record with what its promise needs. Pooled, it and the bytes that
+// it points to are reused once the brokers have acknowledged it.
+type record struct {
+	kgo.Record
+	headers  [3]kgo.RecordHeader
+	bytes    []byte // key, value and header values
+	position decode.Position
+	since    time.Time
+	done     func(error)
+	promise  func(*kgo.Record, error) // bound to this record once
+}
+
+// keepBytes is the largest buffer that a pooled record keeps; rare large events must
+// not fill memory for good.
+const keepBytes = 64 << 10
+
+// PublishError is a record that the brokers, or the client in their stead, did not take.
+type PublishError struct {
+	Position decode.Position
+	Topic    string
+	Err      error
+}
+
+func (e *PublishError) Error() string {
+	return fmt.Sprintf("publish event %s to topic %q: %v", e.Position, e.Topic, e.Err)
+}
+
+func (e *PublishError) Unwrap() error { return e.Err }
+
+// connectTimeout bounds how long Open waits for the brokers.
+const connectTimeout = 15 * time.Second
+
+// Open connects and makes sure that the brokers let us produce idempotently.
+func Open(ctx context.Context, cfg Config) (*Kafka, error) {
+	opts := []kgo.Opt{
+		kgo.SeedBrokers(cfg.Brokers...),
+		kgo.ClientID(cfg.ClientID),
+		kgo.RequiredAcks(kgo.AllISRAcks()),                   // idempotent as well, by default
+		kgo.RecordPartitioner(kgo.StickyKeyPartitioner(nil)), // murmur2 of the key, as Kafka's Java client
+		kgo.ProducerBatchCompression(cfg.Compression),
+		kgo.ProducerLinger(cfg.Linger),
+		kgo.ProducerBatchMaxBytes(int32(cfg.MaxRecord + batchOverhead)),
+		kgo.MaxBufferedBytes(cfg.MaxBuffered),
+		kgo.MaxBufferedRecords(maxBufferedRecords),
+		// The default of 5 s would be 5 s of waiting for a partition's new leader.
+		kgo.MetadataMinAge(500 * time.Millisecond),
+		// On a gap in the sequence the client would start a new one, and reorder.
+		kgo.StopProducerOnDataLossDetected(),
+	}
+	if cfg.Logger != nil {
+		opts = append(opts, kgo.WithLogger(cfg.Logger))
+	}
+	if cfg.TLS != nil {
+		opts = append(opts, kgo.DialTLSConfig(cfg.TLS))
+	}
+	if cfg.Dial != nil {
+		opts = append(opts, kgo.Dialer(cfg.Dial))
+	}
+	if cfg.SASL != nil {
+		opts = append(opts, kgo.SASL(cfg.SASL))
+	}
+	client, err := kgo.NewClient(opts...)
+	if err != nil {
+		return nil, fmt.Errorf("configure the Kafka client: %w", err)
+	}
+	k := &Kafka{
+		cfg: cfg, client: client, ready: map[string]bool{},
+		router: newRouter(cfg.Routes, cfg.PositionHeader, cfg.MaxRecord),
+	}
+	k.records.New = func() any { return k.newRecord() }
+	if err := k.connect(ctx); err != nil {
+		client.Close()
+		return nil, fmt.Errorf("connect to Kafka at %v: %w", cfg.Brokers, err)
+	}
+	return k, nil
+}
+
+const (
+	// maxBufferedRecords bounds the records in flight beside MaxBuffered, which does not
+	// count what each costs beyond its bytes.
+	maxBufferedRecords = 32 << 10
+	// batchOverhead is the room for the framing of a batch of one record: 61 bytes and
+	// a few varints for the batch, the header keys, and lengths.
+	batchOverhead = 1 << 10
+)
+
+func (k *Kafka) connect(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	if err := k.client.Ping(ctx); err != nil {
+		return err
+	}
+	_, _, err := k.client.ProducerID(ctx)
+	return err
+}
+
+func (k *Kafka) newRecord() *record {
+	r := &record{}
+	r.promise = func(_ *kgo.Record, err error) { k.finish(r, err) }
+	return r
+}
+
+// Publish hands ev to the brokers. It copies what it needs, so that ev's bytes may be
+// reused when it returns, and blocks while MaxBuffered is reached: this is the only
+// backpressure. When it returns nil, done is called exactly once, from another
+// goroutine, one at a time for all events: with nil after all in-sync replicas have the
+// record, else with the error that ends the session. Events of one key keep their order.
+//
+// It fails, without calling done, with *PoisonError for an event that can never be
+// published, with the first failure once any event has failed, and with the errors of
+// creating topics.
+func (k *Kafka) Publish(ctx context.Context, ev *decode.Event, done func(error)) error {
+	if err := k.failed.Load(); err != nil {
+		return err
+	}
+	r := k.records.Get().(*record)
+	if err := k.router.fill(r, ev); err != nil {
+		return err
+	}
+	if !k.ready[r.Topic] {
+		if err := k.ensureTopic(ctx, r.Topic); err != nil {
+			return err
+		}
+	}
+	r.done, r.since = done, time.Now()
+	k.client.Produce(ctx, &r.Record, r.promise)
+	return nil
+}
+
+// finish is the promise of every record; kgo calls it serially.
+func (k *Kafka) finish(r *record, err error) {
+	if err != nil {
+		failure := &PublishError{r.position, r.Topic, err}
+		k.failed.CompareAndSwap(nil, failure)
+		r.done(failure)
+		return // and leave the record to the collector: nothing of a failed client is reused
+	}
+	if k.cfg.Observe != nil {
+		k.cfg.Observe(r.Topic, len(r.bytes), time.Since(r.since))
+	}
+	r.done(nil)
+	if cap(r.bytes) > keepBytes {
+		r.bytes = nil
+	}
+	k.records.Put(r)
+}
+
+// Flush waits until done has been called for every event. It fails with the first
+// failure, or when ctx ends.
+func (k *Kafka) Flush(ctx context.Context) error {
+	if err := k.client.Flush(ctx); err != nil {
+		return fmt.Errorf("wait for Kafka's acknowledgements: %w", err)
+	}
+	if err := k.failed.Load(); err != nil {
+		return err
+	}
+	return nil
+}
+
+// Close drops what is not acknowledged; done is called for it, with an error.
+func (k *Kafka) Close() { k.client.Close() }

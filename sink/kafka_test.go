@@ -1,0 +1,265 @@
+package sink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+)
+
+func cluster(t *testing.T, opts ...kfake.Opt) *kfake.Cluster {
+	t.Helper()
+	c, err := kfake.NewCluster(append([]kfake.Opt{kfake.NumBrokers(1), kfake.DefaultNumPartitions(3)}, opts...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	return c
+}
+
+func testConfig(c *kfake.Cluster) Config {
+	return Config{
+		Brokers: c.ListenAddrs(), ClientID: "test", Compression: kgo.Lz4Compression(),
+		MaxBuffered: 8 << 20, MaxRecord: 1 << 20, CreateTopics: true, PositionHeader: "walferry-position",
+		Routes: []Route{{Topic: "outbox.event.{aggregatetype}"}}, Topics: NewTopics(),
+	}
+}
+
+func open(t *testing.T, cfg Config) *Kafka {
+	t.Helper()
+	k, err := Open(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(k.Close)
+	return k
+}
+
+func consume(t *testing.T, c *kfake.Cluster, topic string, n int) []*kgo.Record {
+	t.Helper()
+	client, err := kgo.NewClient(kgo.SeedBrokers(c.ListenAddrs()...), kgo.ConsumeTopics(topic),
+		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	var records []*kgo.Record
+	for len(records) < n {
+		fetches := client.PollFetches(ctx)
+		if err := fetches.Err(); err != nil {
+			t.Fatalf("after %d of %d records: %v", len(records), n, err)
+		}
+		records = append(records, fetches.Records()...)
+	}
+	return records
+}
+
+func TestPublishKeepsTheOrderOfAKey(t *testing.T) {
+	c := cluster(t)
+	var mu sync.Mutex
+	observed := 0
+	cfg := testConfig(c)
+	cfg.Observe = func(topic string, bytes int, latency time.Duration) {
+		mu.Lock()
+		defer mu.Unlock()
+		if topic == "outbox.event.order" && bytes > 0 && latency > 0 {
+			observed++
+		}
+	}
+	k := open(t, cfg)
+	const n = 5000
+	acknowledged := 0
+	for i := range n {
+		ev := orderEvent()
+		ev.AggregateID, ev.Payload = fmt.Appendf(nil, "key-%d", i%7), fmt.Appendf(nil, "%d", i)
+		if err := k.Publish(t.Context(), ev, func(err error) {
+			if err != nil {
+				t.Errorf("event %d: %v", i, err)
+			}
+			acknowledged++ // done is called serially
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := k.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if acknowledged != n || observed != n {
+		t.Fatalf("%d acknowledged, %d observed, want %d", acknowledged, observed, n)
+	}
+	last := map[string]int{}
+	partition := map[string]int32{}
+	for _, r := range consume(t, c, "outbox.event.order", n) {
+		var i int
+		if _, err := fmt.Sscan(string(r.Value), &i); err != nil {
+			t.Fatal(err)
+		}
+		key := string(r.Key)
+		if before, ok := last[key]; ok && i <= before {
+			t.Fatalf("key %s: %d after %d", key, i, before)
+		}
+		if p, ok := partition[key]; ok && p != r.Partition {
+			t.Fatalf("key %s is on partitions %d and %d", key, p, r.Partition)
+		}
+		last[key], partition[key] = i, r.Partition
+	}
+}
+
+func TestPublishBlocksWhenTheBufferIsFull(t *testing.T) {
+	c := cluster(t)
+	cfg := testConfig(c)
+	cfg.MaxBuffered, cfg.MaxRecord = 64<<10, 16<<10
+	k := open(t, cfg)
+	held := make(chan struct{})
+	c.ControlKey(int16(kmsg.Produce), func(kmsg.Request) (kmsg.Response, error, bool) {
+		c.KeepControl()
+		c.SleepControl(func() { <-held })
+		return nil, nil, false
+	})
+	ev := orderEvent()
+	ev.Payload = make([]byte, 10<<10)
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	published := 0
+	for ctx.Err() == nil {
+		if err := k.Publish(ctx, ev, func(error) {}); err != nil {
+			break
+		}
+		published++
+	}
+	close(held)
+	if published < 2 || published > 8 {
+		t.Errorf("%d records of 10 KiB went into a buffer of 64 KiB", published)
+	}
+}
+
+func TestPublishLatchesOnTheFirstFailure(t *testing.T) {
+	c := cluster(t)
+	k := open(t, testConfig(c))
+	publish := func(done func(error)) error { return k.Publish(t.Context(), orderEvent(), done) }
+	if err := publish(func(err error) {
+		if err != nil {
+			t.Error(err)
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := k.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c.ControlKey(int16(kmsg.Produce), func(r kmsg.Request) (kmsg.Response, error, bool) {
+		return failProduce(r.(*kmsg.ProduceRequest), kerr.TopicAuthorizationFailed), nil, true
+	})
+	failed := make(chan error, 1)
+	if err := publish(func(err error) { failed <- err }); err != nil {
+		t.Fatal(err)
+	}
+	err := <-failed
+	if !errors.Is(err, kerr.TopicAuthorizationFailed) || !strings.Contains(err.Error(), "7000/1/0/15A1DB3/2") || !strings.Contains(err.Error(), "outbox.event.order") {
+		t.Errorf("done got %v, want the broker's error with position and topic", err)
+	}
+	if err := publish(func(error) { t.Error("an event behind the failed one was published") }); !errors.Is(err, kerr.TopicAuthorizationFailed) {
+		t.Errorf("the next Publish: %v", err)
+	}
+	if err := k.Flush(t.Context()); !errors.Is(err, kerr.TopicAuthorizationFailed) {
+		t.Errorf("Flush: %v", err)
+	}
+}
+
+// failProduce answers every partition of a produce request with an error.
+func failProduce(r *kmsg.ProduceRequest, with *kerr.Error) kmsg.Response {
+	response := r.ResponseKind().(*kmsg.ProduceResponse)
+	for _, topic := range r.Topics {
+		t := kmsg.NewProduceResponseTopic()
+		t.Topic, t.TopicID = topic.Topic, topic.TopicID
+		for _, partition := range topic.Partitions {
+			p := kmsg.NewProduceResponseTopicPartition()
+			p.Partition, p.ErrorCode = partition.Partition, with.Code
+			t.Partitions = append(t.Partitions, p)
+		}
+		response.Topics = append(response.Topics, t)
+	}
+	return response
+}
+
+func TestCloseFailsWhatIsInFlight(t *testing.T) {
+	c := cluster(t)
+	k := open(t, testConfig(c))
+	c.ControlKey(int16(kmsg.Produce), func(kmsg.Request) (kmsg.Response, error, bool) {
+		c.KeepControl()
+		return nil, errors.New("cut"), true
+	})
+	failed := make(chan error, 1)
+	if err := k.Publish(t.Context(), orderEvent(), func(err error) { failed <- err }); err != nil {
+		t.Fatal(err)
+	}
+	k.Close()
+	if err := <-failed; err == nil {
+		t.Error("an event that never reached a broker was acknowledged")
+	}
+}
+
+func TestTopicsAreCreatedOnceAndNeverRecreated(t *testing.T) {
+	c := cluster(t)
+	cfg := testConfig(c)
+	var created []string
+	cfg.Created = func(topic string) { created = append(created, topic) }
+	k := open(t, cfg)
+	for range 3 {
+		if err := k.Publish(t.Context(), orderEvent(), func(error) {}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := k.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if len(created) != 1 || created[0] != "outbox.event.order" {
+		t.Errorf("created %v", created)
+	}
+	if _, err := kadm.NewClient(k.client).DeleteTopic(t.Context(), "outbox.event.order"); err != nil {
+		t.Fatal(err)
+	}
+	// The next session's sink shares the memory of topics.
+	next := open(t, cfg)
+	err := next.Publish(t.Context(), orderEvent(), func(error) {})
+	missing, ok := errors.AsType[*MissingTopicError](err)
+	if !ok || !missing.Vanished {
+		t.Errorf("publish to a vanished topic: %v", err)
+	}
+	if len(created) != 1 {
+		t.Errorf("the topic was created again: %v", created)
+	}
+}
+
+func TestMissingTopicIsAnErrorWhenWeMustNotCreate(t *testing.T) {
+	cfg := testConfig(cluster(t))
+	cfg.CreateTopics = false
+	err := open(t, cfg).Publish(t.Context(), orderEvent(), func(error) { t.Error("published") })
+	missing, ok := errors.AsType[*MissingTopicError](err)
+	if !ok || missing.Vanished || missing.Topic != "outbox.event.order" {
+		t.Errorf("%v, want a MissingTopicError", err)
+	}
+}
+
+func TestOpenFailsWithoutBrokers(t *testing.T) {
+	c := cluster(t)
+	cfg := testConfig(c)
+	c.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	if k, err := Open(ctx, cfg); err == nil {
+		k.Close()
+		t.Error("opened without a broker")
+	}
+}

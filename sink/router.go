@@ -1,0 +1,154 @@
+package sink
+
+import (
+	"encoding/hex"
+	"fmt"
+	"strings"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/walferry/walferry/decode"
+)
+
+// Route says how events of one source become records.
+type Route struct {
+	// Topic is a topic name in which {aggregatetype} stands for the event's
+	// aggregate type; without it every event goes to one topic.
+	Topic string
+	// TypeHeader names the header that carries the event's type; empty: none does.
+	TypeHeader string
+}
+
+const topicPlaceholder = "{aggregatetype}"
+
+// PoisonError is an event that cannot become a Kafka record, now or ever.
+type PoisonError struct {
+	Position decode.Position
+	Topic    string // may be empty
+	Reason   string
+}
+
+func (e *PoisonError) Error() string {
+	if e.Topic == "" {
+		return fmt.Sprintf("event %s cannot be published: %s", e.Position, e.Reason)
+	}
+	return fmt.Sprintf("event %s cannot be published to topic %q: %s", e.Position, e.Topic, e.Reason)
+}
+
+// router turns events into records. It belongs to the goroutine that publishes.
+type router struct {
+	routes         []Route // by decode.Event.Source
+	positionHeader string
+	maxRecord      int
+	topics         []map[string]string // by source: aggregate type → topic, so that no name is built twice
+}
+
+func newRouter(routes []Route, positionHeader string, maxRecord int) router {
+	topics := make([]map[string]string, len(routes))
+	for i := range topics {
+		topics[i] = map[string]string{}
+	}
+	return router{routes: routes, positionHeader: positionHeader, maxRecord: maxRecord, topics: topics}
+}
+
+// fill makes r the record of ev. It makes the one copy of the event's bytes; r
+// aliases nothing of ev. Its errors are *PoisonError.
+func (rt *router) fill(r *record, ev *decode.Event) error {
+	topic, ok := rt.topics[ev.Source][string(ev.AggregateType)]
+	if !ok {
+		var err error
+		if topic, err = rt.topic(ev); err != nil {
+			return err
+		}
+		rt.topics[ev.Source][string(ev.AggregateType)] = topic
+	}
+	r.position = ev.Position
+	b := r.bytes[:0]
+	b = append(b, ev.AggregateID...)
+	key := len(b)
+	b, err := appendPayload(b, ev)
+	if err != nil {
+		return &PoisonError{ev.Position, topic, err.Error()}
+	}
+	value := len(b)
+	b = append(b, ev.ID...)
+	id := len(b)
+	if rt.positionHeader != "" {
+		b = ev.Position.AppendText(b)
+	}
+	position := len(b)
+	typeHeader := rt.routes[ev.Source].TypeHeader
+	if typeHeader != "" {
+		b = append(b, ev.Type...)
+	}
+	r.bytes = b
+
+	r.Record = kgo.Record{Topic: topic, Key: b[:key:key], Value: b[key:value:value]}
+	if ev.Payload == nil {
+		r.Value = nil // a tombstone
+	}
+	headers := append(r.headers[:0], kgo.RecordHeader{Key: "id", Value: b[value:id:id]})
+	if rt.positionHeader != "" {
+		headers = append(headers, kgo.RecordHeader{Key: rt.positionHeader, Value: b[id:position:position]})
+	}
+	if typeHeader != "" && ev.Type != nil {
+		headers = append(headers, kgo.RecordHeader{Key: typeHeader, Value: b[position:]})
+	}
+	r.Headers = headers
+	// Checked here because the brokers' refusal would come too late: by then later
+	// records of the partition may be on their way (docs/adr/0006).
+	if len(b) > rt.maxRecord {
+		return &PoisonError{ev.Position, topic, fmt.Sprintf("the record has %d bytes, kafka.max_record allows %d", len(b), rt.maxRecord)}
+	}
+	return nil
+}
+
+// appendPayload appends the record's value: of a bytea its bytes, of any other type
+// what Postgres prints.
+func appendPayload(b []byte, ev *decode.Event) ([]byte, error) {
+	if !ev.PayloadHex || ev.Payload == nil {
+		return append(b, ev.Payload...), nil
+	}
+	digits, ok := strings.CutPrefix(string(ev.Payload[:min(2, len(ev.Payload))]), `\x`)
+	if !ok || digits != "" {
+		return b, fmt.Errorf("the bytea payload is not in hex form")
+	}
+	b, err := hex.AppendDecode(b, ev.Payload[2:])
+	if err != nil {
+		return b, fmt.Errorf("the bytea payload is not in hex form")
+	}
+	return b, nil
+}
+
+// topic builds the name of the topic for ev and refuses one that Kafka would not
+// take, or that is Kafka's own: the name comes out of a row that anybody may have written.
+func (rt *router) topic(ev *decode.Event) (string, error) {
+	name := strings.ReplaceAll(rt.routes[ev.Source].Topic, topicPlaceholder, string(ev.AggregateType))
+	if reason := illegalTopic(name); reason != "" {
+		// The name is not shown: it holds data.
+		return "", &PoisonError{ev.Position, "", "its aggregate type does not make a legal topic name: " + reason}
+	}
+	return name, nil
+}
+
+// illegalTopic says what is wrong with a topic name, by Kafka's own rule
+// (org.apache.kafka.common.internals.Topic).
+func illegalTopic(name string) string {
+	const longest = 249
+	switch {
+	case name == "", name == ".", name == "..":
+		return "it is empty, . or .."
+	case len(name) > longest:
+		return fmt.Sprintf("it has %d characters, Kafka allows %d", len(name), longest)
+	case strings.HasPrefix(name, "__"):
+		return "names that begin with __ are Kafka's own"
+	}
+	for i := range len(name) {
+		switch c := name[i]; {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '.', c == '_', c == '-':
+		default:
+			return fmt.Sprintf("the character at byte %d is none of a-z A-Z 0-9 . _ -", i)
+		}
+	}
+	return ""
+}

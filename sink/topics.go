@@ -1,0 +1,121 @@
+package sink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kmsg"
+)
+
+// Topics remembers, over all sinks of one bridge, the topics that events went to. It
+// is safe for concurrent use.
+type Topics struct {
+	mu   sync.Mutex
+	used map[string]bool
+}
+
+// NewTopics returns an empty memory.
+func NewTopics() *Topics { return &Topics{used: map[string]bool{}} }
+
+func (t *Topics) has(topic string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.used[topic]
+}
+
+func (t *Topics) add(topic string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.used[topic] = true
+}
+
+// MissingTopicError is a topic that does not exist and that we must not create.
+type MissingTopicError struct {
+	Topic    string
+	Vanished bool // events went to it before: whoever deleted it deleted them
+}
+
+func (e *MissingTopicError) Error() string {
+	if e.Vanished {
+		return fmt.Sprintf("topic %q has vanished after events went to it", e.Topic)
+	}
+	return fmt.Sprintf("topic %q does not exist and kafka.topics.create is false", e.Topic)
+}
+
+const topicTimeout = 15 * time.Second
+
+// ensureTopic makes sure that a topic exists before the first record goes to it. The
+// client's own creation would bring a deleted topic back in silence.
+func (k *Kafka) ensureTopic(ctx context.Context, topic string) error {
+	ctx, cancel := context.WithTimeout(ctx, topicTimeout)
+	defer cancel()
+	exists, err := k.exists(ctx, topic)
+	if err != nil {
+		return fmt.Errorf("look up topic %q: %w", topic, err)
+	}
+	if !exists {
+		if err := k.createTopic(ctx, topic); err != nil {
+			return err
+		}
+	}
+	k.cfg.Topics.add(topic)
+	k.ready[topic] = true
+	return nil
+}
+
+func (k *Kafka) createTopic(ctx context.Context, topic string) error {
+	if vanished := k.cfg.Topics.has(topic); vanished || !k.cfg.CreateTopics {
+		return &MissingTopicError{topic, vanished}
+	}
+	const brokerDefault = -1
+	_, err := kadm.NewClient(k.client).CreateTopic(ctx, brokerDefault, brokerDefault, nil, topic)
+	if err != nil && !errors.Is(err, kerr.TopicAlreadyExists) {
+		return fmt.Errorf("create topic %q: %w", topic, err)
+	}
+	if k.cfg.Created != nil {
+		k.cfg.Created(topic)
+	}
+	// The brokers hear of it one after another; until then it is unknown to some.
+	retry := time.NewTicker(50 * time.Millisecond)
+	defer retry.Stop()
+	for {
+		exists, err := k.exists(ctx, topic)
+		if err != nil || exists {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for topic %q to appear: %w", topic, context.Cause(ctx))
+		case <-retry.C:
+		}
+	}
+}
+
+// exists asks a broker, not the client's cache, which would not see a new topic for seconds.
+func (k *Kafka) exists(ctx context.Context, topic string) (bool, error) {
+	request := kmsg.NewPtrMetadataRequest()
+	request.AllowAutoTopicCreation = false
+	requested := kmsg.NewMetadataRequestTopic()
+	requested.Topic = &topic
+	request.Topics = append(request.Topics, requested)
+	response, err := request.RequestWith(ctx, k.client)
+	if err != nil {
+		return false, err
+	}
+	if len(response.Topics) != 1 {
+		return false, fmt.Errorf("metadata of %d topics, want 1", len(response.Topics))
+	}
+	err = kerr.ErrorForCode(response.Topics[0].ErrorCode)
+	switch {
+	case errors.Is(err, kerr.UnknownTopicOrPartition):
+		return false, nil
+	case errors.Is(err, kerr.LeaderNotAvailable): // the client waits for one
+		return true, nil
+	}
+	return err == nil && len(response.Topics[0].Partitions) > 0, err
+}
