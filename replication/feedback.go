@@ -1,0 +1,79 @@
+package replication
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Feedback confirms LSNs: it alone writes to the stream's socket. It waits for
+// neither Receive nor Kafka, so that a stalled broker never makes the server drop us
+// for silence.
+type Feedback struct {
+	Stream   *Stream
+	Inflight *Inflight
+	// Tick, if not nil, is called after each look, every 100 ms.
+	Tick func(confirmed LSN)
+
+	sent LSN
+}
+
+const (
+	// feedbackInterval also throttles replies: a server that shuts down asks for
+	// one after each, as fast as it can (walsender.c, WalSndDone).
+	feedbackInterval = 100 * time.Millisecond
+	heartbeatMax     = 10 * time.Second
+	silenceDefault   = time.Minute
+)
+
+// ErrSilent is a server that no longer answers, behind a connection that looks whole.
+var ErrSilent = errors.New("the server is silent")
+
+// Run sends a status update when Flushed has moved, when the server asks, and as a
+// heartbeat at least each third of wal_sender_timeout, until ctx is done. It fails with
+// ErrSilent when Receive waits in vain for longer than wal_sender_timeout although the
+// heartbeats ask for an answer.
+func (f *Feedback) Run(ctx context.Context) error {
+	silence := f.Stream.Server.SenderTimeout
+	if silence == 0 {
+		silence = silenceDefault
+	}
+	heartbeat := min(silence/3, heartbeatMax)
+	tick := time.NewTicker(feedbackInterval)
+	defer tick.Stop()
+
+	f.sent = f.Stream.Start
+	now := time.Now()
+	lastSent, lastHeard, heard := now, now, f.Stream.received.Load()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case now = <-tick.C:
+		}
+		if n := f.Stream.received.Load(); n != heard || !f.Stream.waiting.Load() {
+			heard, lastHeard = n, now
+		}
+		quiet := now.Sub(lastHeard)
+		if quiet > silence {
+			return fmt.Errorf("slot %q: nothing received for %s: %w", f.Stream.slot, quiet.Round(time.Second), ErrSilent)
+		}
+		flushed := f.Inflight.Flushed()
+		if asked := f.Stream.asked.Swap(false); asked || flushed != f.sent || now.Sub(lastSent) >= heartbeat {
+			if err := f.Stream.send(flushed, quiet >= heartbeat, silence); err != nil {
+				return err
+			}
+			f.sent, lastSent = flushed, now
+		}
+		if f.Tick != nil {
+			f.Tick(f.sent)
+		}
+	}
+}
+
+// Final sends the last status update, after Run has returned.
+func (f *Feedback) Final() error {
+	f.sent = f.Inflight.Flushed()
+	return f.Stream.send(f.sent, true, heartbeatMax)
+}

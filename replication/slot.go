@@ -1,0 +1,123 @@
+package replication
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+)
+
+// Slot is a row of pg_replication_slots.
+type Slot struct {
+	Name               string
+	Active             bool
+	ActivePID          string // of the walsender that holds it, "" when none does
+	RestartLSN         LSN    // WAL from here on is kept for the slot
+	ConfirmedFlush     LSN    // confirmed_flush_lsn
+	WALStatus          string // reserved, extended, unreserved, lost
+	SafeWALSize        int64  // bytes that can be written before it may be lost, -1: no limit
+	InvalidationReason string // Postgres 16 and later
+	ServerLSN          LSN    // end of WAL when this was read
+
+	plugin, kind, database string
+}
+
+// RestartLag returns the bytes of WAL that the server keeps for the slot: disk.
+func (s *Slot) RestartLag() int64 { return lag(s.ServerLSN, s.RestartLSN) }
+
+// ConfirmedLag returns the bytes of WAL that are not confirmed: delivery.
+func (s *Slot) ConfirmedLag() int64 { return lag(s.ServerLSN, s.ConfirmedFlush) }
+
+func lag(end, at LSN) int64 {
+	if at == 0 || at > end {
+		return 0
+	}
+	return int64(end - at)
+}
+
+// ErrNoSlot is a slot that does not exist.
+var ErrNoSlot = errors.New("the slot does not exist")
+
+// SlotLostError is a slot that the server has invalidated. Its WAL is gone.
+type SlotLostError struct {
+	Slot, Reason string
+}
+
+func (e *SlotLostError) Error() string {
+	return fmt.Sprintf("slot %q is lost (%s): the server has removed WAL that was not confirmed", e.Slot, e.Reason)
+}
+
+// ReadSlot reads the slot's state. It fails with ErrNoSlot when there is none.
+func ReadSlot(ctx context.Context, conn *pgx.Conn, name string) (*Slot, error) {
+	s := Slot{Name: name}
+	var active, restart, confirmed, safe, server string
+	// to_jsonb, because invalidation_reason and conflicting are of Postgres 16 and 17
+	err := conn.QueryRow(ctx, `/* walferry:slot */ select coalesce(plugin::text, ''), slot_type, coalesce(database::text, ''),
+		active::text, coalesce(active_pid::text, ''), coalesce(restart_lsn::text, ''), coalesce(confirmed_flush_lsn::text, ''),
+		coalesce(wal_status, ''), coalesce(safe_wal_size::text, '-1'),
+		coalesce(to_jsonb(s)->>'invalidation_reason', case when to_jsonb(s)->>'conflicting' = 'true' then 'conflict' else '' end),
+		(case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end)::text
+		from pg_catalog.pg_replication_slots s where slot_name = $1`, name).
+		Scan(&s.plugin, &s.kind, &s.database, &active, &s.ActivePID, &restart, &confirmed,
+			&s.WALStatus, &safe, &s.InvalidationReason, &server)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, fmt.Errorf("slot %q: %w", name, ErrNoSlot)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read slot %q: %w", name, err)
+	}
+	s.Active = active == "true"
+	if s.SafeWALSize, err = strconv.ParseInt(safe, 10, 64); err != nil {
+		return nil, fmt.Errorf("read slot %q: safe_wal_size: %w", name, err)
+	}
+	for _, f := range []struct {
+		dst  *LSN
+		text string
+	}{{&s.RestartLSN, restart}, {&s.ConfirmedFlush, confirmed}, {&s.ServerLSN, server}} {
+		if f.text == "" {
+			continue
+		}
+		if *f.dst, err = pglogrepl.ParseLSN(f.text); err != nil {
+			return nil, fmt.Errorf("read slot %q: %w", name, err)
+		}
+	}
+	return &s, nil
+}
+
+// check makes sure that the slot can be streamed in this database.
+func (s *Slot) check(database string) error {
+	const other = "choose another slot name, or drop that slot and run `walferry init`"
+	switch {
+	case s.kind != "logical":
+		return &PreconditionError{fmt.Sprintf("slot %q is a %s slot", s.Name, s.kind), other}
+	case s.plugin != "pgoutput":
+		return &PreconditionError{fmt.Sprintf("slot %q uses the output plugin %q, walferry reads pgoutput", s.Name, s.plugin), other}
+	case s.database != database:
+		return &PreconditionError{fmt.Sprintf("slot %q belongs to database %q, the connection is to %q", s.Name, s.database, database),
+			"correct the database in the DSN or the slot's name"}
+	case s.WALStatus == "lost" || s.InvalidationReason != "":
+		reason := s.InvalidationReason
+		if reason == "" {
+			reason = "wal_removed" // all that Postgres 14 and 15 can lose a slot by
+		}
+		return &SlotLostError{s.Name, reason}
+	case s.ConfirmedFlush == 0:
+		return &PreconditionError{fmt.Sprintf("slot %q has no confirmed_flush_lsn", s.Name), "its creation did not finish: " + other}
+	}
+	return nil
+}
+
+// Holder describes who holds an active slot, for people to find it.
+func Holder(ctx context.Context, conn *pgx.Conn, slot string) string {
+	var who string
+	err := conn.QueryRow(ctx, `/* walferry:holder */ select concat_ws(' ', 'pid', s.active_pid, 'application', a.application_name, 'from', a.client_addr, 'since', a.backend_start)
+		from pg_catalog.pg_replication_slots s left join pg_catalog.pg_stat_activity a on a.pid = s.active_pid
+		where s.slot_name = $1`, slot).Scan(&who)
+	if err != nil {
+		return "unknown"
+	}
+	return who
+}

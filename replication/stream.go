@@ -1,0 +1,261 @@
+package replication
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
+)
+
+// Config says which stream to open.
+type Config struct {
+	Conn        *pgx.ConnConfig
+	Slot        string
+	Publication string
+	Tables      []Table // that the publication must publish
+}
+
+// Stream is an open logical replication stream. The slot is ours as long as it lives.
+// One goroutine calls Receive; Feedback writes; Interrupt may come from anywhere.
+type Stream struct {
+	Server    Server
+	SystemID  string
+	Timelines Timelines
+	Start     LSN // confirmed_flush_lsn when the stream began
+
+	conn    *pgconn.PgConn
+	slot    string
+	message Message
+
+	waiting  atomic.Bool   // Receive waits for the server
+	received atomic.Uint64 // messages so far
+	asked    atomic.Bool   // the server wants a status update
+}
+
+// Message is one message of the walsender. It belongs to the Stream and is valid,
+// with its Data, until the next Receive.
+type Message struct {
+	// Data is an output plugin's message; nil for a keepalive.
+	Data []byte
+	// WALEnd is, in a keepalive, the end of the last record that the server has decoded.
+	WALEnd LSN
+}
+
+// Keepalive reports whether the message carries no data.
+func (m *Message) Keepalive() bool { return m.Data == nil }
+
+var (
+	// ErrStreamEnded is the regular end of a stream: the server is shutting down.
+	ErrStreamEnded = errors.New("the server ended the stream")
+	// ErrInterrupted is a Receive that Interrupt woke up. The stream is whole.
+	ErrInterrupted = errors.New("receive was interrupted")
+)
+
+// pinned makes the text form of values independent of the role's and the
+// database's defaults.
+var pinned = map[string]string{
+	"replication":        "database",
+	"client_encoding":    "UTF8",
+	"DateStyle":          "ISO, MDY",
+	"TimeZone":           "UTC",
+	"IntervalStyle":      "postgres",
+	"extra_float_digits": "1",
+	"bytea_output":       "hex",
+}
+
+// Open checks server, publication and slot over sql and starts streaming where
+// the slot stands. Errors are *PreconditionError, *SlotLostError, ErrNoSlot, the
+// server's *pgconn.PgError (55006: somebody else holds the slot) and network errors.
+func Open(ctx context.Context, cfg Config, sql *pgx.Conn) (*Stream, error) {
+	server, err := ReadServer(ctx, sql)
+	if err != nil {
+		return nil, err
+	}
+	if err := CheckPublication(ctx, sql, cfg.Publication, cfg.Tables); err != nil {
+		return nil, err
+	}
+	slot, err := ReadSlot(ctx, sql, cfg.Slot)
+	if err != nil {
+		return nil, err
+	}
+	if err := slot.check(server.Database); err != nil {
+		return nil, err
+	}
+	s := &Stream{Server: server, slot: cfg.Slot}
+	if err := s.connect(ctx, cfg.Conn); err != nil {
+		return nil, err
+	}
+	if err := s.start(ctx, cfg, sql); err != nil {
+		s.Close(ctx)
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *Stream) connect(ctx context.Context, cfg *pgx.ConnConfig) (err error) {
+	c := cfg.Copy()
+	for name, value := range pinned {
+		c.RuntimeParams[name] = value
+	}
+	if c.RuntimeParams["application_name"] == "" {
+		c.RuntimeParams["application_name"] = "walferry/" + s.slot
+	}
+	if s.conn, err = pgconn.ConnectConfig(ctx, &c.Config); err != nil {
+		return fmt.Errorf("connect to Postgres for replication: %w", err)
+	}
+	return nil
+}
+
+func (s *Stream) start(ctx context.Context, cfg Config, sql *pgx.Conn) error {
+	id, err := pglogrepl.IdentifySystem(ctx, s.conn)
+	if err != nil {
+		return fmt.Errorf("identify system: %w", err)
+	}
+	s.SystemID, s.Timelines = id.SystemID, Timelines{current: uint32(id.Timeline)}
+	if id.Timeline > 1 {
+		history, err := pglogrepl.TimelineHistory(ctx, s.conn, id.Timeline)
+		if err != nil {
+			return fmt.Errorf("read the history of timeline %d: %w", id.Timeline, err)
+		}
+		if s.Timelines, err = parseTimelines(uint32(id.Timeline), string(history.Content)); err != nil {
+			return err
+		}
+	}
+	err = pglogrepl.StartReplication(ctx, s.conn, cfg.Slot, 0, pglogrepl.StartReplicationOptions{
+		Mode: pglogrepl.LogicalReplication,
+		// Protocol 1 without streaming: only committed transactions, whole
+		// (docs/adr/0001).
+		PluginArgs: []string{"proto_version '1'", "publication_names '" + quote(cfg.Publication) + "'", "messages 'true'"},
+	})
+	// Only now is the slot ours: whoever held it before may have moved it since Open looked.
+	slot, readErr := ReadSlot(ctx, sql, cfg.Slot)
+	switch {
+	case err != nil && readErr == nil && slot.check(s.Server.Database) != nil:
+		return slot.check(s.Server.Database) // says more than the server's 55000
+	case err != nil:
+		return fmt.Errorf("start replication from slot %q: %w", cfg.Slot, err)
+	case readErr != nil:
+		return readErr
+	}
+	s.Start = slot.ConfirmedFlush
+	return nil
+}
+
+// Receive returns the next message. It fails with ErrInterrupted after Interrupt,
+// ErrStreamEnded at a regular end, *PreconditionError when the server says that it
+// leaves out a publication, else with the server's or the network's error.
+func (s *Stream) Receive() (*Message, error) {
+	for {
+		s.waiting.Store(true)
+		// Never a cancellable context here: pgconn would set deadlines for reading and
+		// writing, and meet Feedback's writes.
+		msg, err := s.conn.ReceiveMessage(context.Background())
+		s.waiting.Store(false)
+		if err != nil {
+			if pgconn.Timeout(err) {
+				return nil, ErrInterrupted
+			}
+			return nil, fmt.Errorf("read from slot %q: %w", s.slot, err)
+		}
+		s.received.Add(1)
+		switch msg := msg.(type) {
+		case *pgproto3.CopyData:
+			return s.parse(msg.Data)
+		case *pgproto3.ErrorResponse:
+			return nil, fmt.Errorf("read from slot %q: %w", s.slot, withheld(pgconn.ErrorResponseToPgError(msg)))
+		case *pgproto3.NoticeResponse:
+			if err := notice(msg); err != nil {
+				return nil, err
+			}
+		case *pgproto3.ParameterStatus:
+		case *pgproto3.CopyDone, *pgproto3.CommandComplete, *pgproto3.ReadyForQuery:
+			return nil, ErrStreamEnded
+		default:
+			return nil, fmt.Errorf("read from slot %q: unexpected message %T in a replication stream", s.slot, msg)
+		}
+	}
+}
+
+// parse reads the two messages of "Streaming Replication Protocol" that a
+// walsender sends.
+func (s *Stream) parse(b []byte) (*Message, error) {
+	const xLogData, keepalive = 25, 18 // bytes of their headers
+	switch {
+	case len(b) > xLogData && b[0] == pglogrepl.XLogDataByteID:
+		s.message = Message{Data: b[xLogData:]}
+	case len(b) == keepalive && b[0] == pglogrepl.PrimaryKeepaliveMessageByteID:
+		s.message = Message{WALEnd: LSN(binary.BigEndian.Uint64(b[1:]))}
+		if b[17] != 0 {
+			s.asked.Store(true)
+		}
+	default:
+		return nil, &MalformedError{Size: len(b)}
+	}
+	return &s.message, nil
+}
+
+// MalformedError is a replication message that is neither WAL data nor a keepalive.
+type MalformedError struct{ Size int }
+
+func (e *MalformedError) Error() string {
+	return fmt.Sprintf("malformed replication message of %d bytes", e.Size)
+}
+
+// notice turns Postgres 18's warning that it skips a publication, and with it every
+// event of that period, into an error (pgoutput.c, LoadPublications). The source file
+// tells it from other warnings with the same SQLSTATE; texts are translated.
+func notice(n *pgproto3.NoticeResponse) error {
+	if n.Code == "55000" && n.File == "pgoutput.c" {
+		return &PreconditionError{"the server leaves out the publication, for it did not exist when this WAL was written",
+			"events of that period are not decodable: recreate the slot after the publication and publish what the table still holds"}
+	}
+	return nil
+}
+
+// withheld takes out texts that may quote data: those of SQLSTATE class 22, data exceptions.
+func withheld(err *pgconn.PgError) *pgconn.PgError {
+	if strings.HasPrefix(err.Code, "22") {
+		err.Message, err.Detail, err.Where = "data exception, its text is withheld for it may quote data", "", ""
+	}
+	return err
+}
+
+// Interrupt makes the current and every later Receive fail with ErrInterrupted
+// until Resume. Nothing is lost: a half-read message is finished after Resume.
+func (s *Stream) Interrupt() { s.setReadDeadline(time.Unix(1, 0)) }
+
+// Resume ends what Interrupt began.
+func (s *Stream) Resume() { s.setReadDeadline(time.Time{}) }
+
+func (s *Stream) setReadDeadline(t time.Time) {
+	_ = s.conn.Conn().SetReadDeadline(t) // it fails on a closed connection only, as will Receive
+}
+
+// send tells the server that everything before lsn is safe. write, flush and apply are
+// always set and equal: pglogrepl would put the write position for a missing flush
+// position and so confirm what is not safe.
+func (s *Stream) send(lsn LSN, reply bool, timeout time.Duration) error {
+	if err := s.conn.Conn().SetWriteDeadline(time.Now().Add(timeout)); err != nil {
+		return fmt.Errorf("confirm %s to slot %q: %w", lsn, s.slot, err)
+	}
+	err := pglogrepl.SendStandbyStatusUpdate(context.Background(), s.conn, pglogrepl.StandbyStatusUpdate{ //nolint:forbidigo // pglogrepl ignores it; see Receive
+		WALWritePosition: lsn, WALFlushPosition: lsn, WALApplyPosition: lsn, ReplyRequested: reply,
+	})
+	if err != nil {
+		return fmt.Errorf("confirm %s to slot %q: %w", lsn, s.slot, err)
+	}
+	return nil
+}
+
+// Close ends the stream and frees the slot.
+func (s *Stream) Close(ctx context.Context) {
+	_ = s.conn.Close(ctx) // there is nothing left to lose on it
+}

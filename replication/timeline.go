@@ -1,0 +1,58 @@
+package replication
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/jackc/pglogrepl"
+)
+
+// Timelines is the history of a cluster's timelines, from which follows the one
+// that an LSN lies on.
+type Timelines struct {
+	current uint32
+	past    []timeline // oldest first
+}
+
+type timeline struct {
+	id  uint32
+	end LSN // the first LSN that lies on a later timeline
+}
+
+// Of returns the timeline that lsn lies on.
+func (t Timelines) Of(lsn LSN) uint32 {
+	for _, p := range t.past {
+		if lsn < p.end {
+			return p.id
+		}
+	}
+	return t.current
+}
+
+// parseTimelines reads a timeline history file: per line a timeline that was left,
+// the LSN at which it was left, and a reason
+// (src/backend/access/transam/timeline.c, readTimeLineHistory).
+func parseTimelines(current uint32, history string) (Timelines, error) {
+	t := Timelines{current: current}
+	for line := range strings.Lines(history) {
+		line, _, _ = strings.Cut(line, "#")
+		fields := strings.Fields(line)
+		if len(fields) == 0 {
+			continue
+		}
+		if len(fields) < 2 {
+			return t, fmt.Errorf("history of timeline %d: a line of %d fields, want timeline and LSN", current, len(fields))
+		}
+		id, err := strconv.ParseUint(fields[0], 10, 32)
+		if err != nil {
+			return t, fmt.Errorf("history of timeline %d: %w", current, err)
+		}
+		lsn, err := pglogrepl.ParseLSN(fields[1])
+		if err != nil {
+			return t, fmt.Errorf("history of timeline %d: %w", current, err)
+		}
+		t.past = append(t.past, timeline{uint32(id), lsn})
+	}
+	return t, nil
+}
