@@ -1,0 +1,204 @@
+// Package bridge runs the way from a Postgres slot to Kafka: sessions one after
+// another, a policy for errors, and what people need to watch it. It alone knows the
+// rooms replication, decode and sink.
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+
+	"github.com/walferry/walferry/bridge/config"
+	"github.com/walferry/walferry/decode"
+	"github.com/walferry/walferry/replication"
+	"github.com/walferry/walferry/sink"
+)
+
+// Options make a Bridge.
+type Options struct {
+	Database config.Database
+	Kafka    config.Kafka
+	Log      zerolog.Logger
+	Metrics  *Metrics
+	// Until, if not 0, ends Run as soon as everything up to it is confirmed.
+	Until replication.LSN
+	// Dial, if not nil, opens the connections to brokers; for tests.
+	Dial sink.DialFunc
+}
+
+// Bridge carries the events of one database.
+type Bridge struct {
+	db               config.Database
+	log              zerolog.Logger
+	metrics          *Metrics
+	nonTransactional prometheus.Counter
+	commitToAck      prometheus.Observer
+	until            replication.LSN
+	replication      replication.Config // without Conn, which is read anew for each session
+	decode           decode.Config      // without what a session learns of the server
+	openSink         func(context.Context) (*sink.Kafka, error)
+	reached          context.CancelFunc // ends Run when Until is confirmed
+
+	lastEvent atomic.Int64 // commit time of the last acknowledged transaction, microseconds of Unix time
+
+	mu     sync.Mutex // guards the following
+	status Status
+}
+
+// Error is what made a bridge stop.
+type Error struct {
+	Database string
+	Class    Class
+	Hint     string // what to do next, may be empty
+	Err      error
+}
+
+func (e *Error) Error() string {
+	if e.Hint == "" {
+		return fmt.Sprintf("database %s: %v", e.Database, e.Err)
+	}
+	return fmt.Sprintf("database %s: %v (hint: %s)", e.Database, e.Err, e.Hint)
+}
+
+func (e *Error) Unwrap() error { return e.Err }
+
+// New returns a Bridge that is ready to Run.
+func New(o Options) *Bridge {
+	db := o.Database
+	b := &Bridge{
+		db: db, metrics: o.Metrics, until: o.Until,
+		log:              o.Log.With().Str("database", db.Name).Str("slot", db.Slot).Logger(),
+		nonTransactional: o.Metrics.nonTransactional.WithLabelValues(db.Name),
+		commitToAck:      o.Metrics.commitToAck.WithLabelValues(db.Name),
+		replication:      replication.Config{Slot: db.Slot, Publication: db.Publication},
+		decode:           decode.Config{Prefix: db.Messages.Prefix},
+		status:           Status{Database: db.Name, Slot: db.Slot},
+	}
+	for _, t := range db.Outbox {
+		table := outboxTable(t)
+		b.decode.Tables = append(b.decode.Tables, table)
+		b.replication.Tables = append(b.replication.Tables, required(table))
+	}
+	b.openSink = b.sinkOpener(o)
+	b.enter(Starting)
+	return b
+}
+
+const (
+	backoffMin  = 250 * time.Millisecond
+	backoffMax  = 30 * time.Second
+	standbyWait = time.Second
+	logAgain    = time.Minute // for an error that repeats
+)
+
+// Run runs sessions until ctx is done, which drains and returns nil, until Until is
+// confirmed, or until an error that waiting does not cure: an *Error.
+func (b *Bridge) Run(ctx context.Context) error {
+	stop, reached := context.WithCancel(ctx)
+	defer reached()
+	b.reached = reached
+	wait := backoffMin
+	for {
+		began := time.Now()
+		err := b.session(stop)
+		if stop.Err() != nil && (err == nil || errors.Is(err, context.Canceled)) {
+			b.enter(Stopped)
+			return nil
+		}
+		v := classify(err)
+		b.metrics.restarts.WithLabelValues(b.db.Name, string(v.class)).Inc()
+		if v.class != Retry && v.class != Standby {
+			b.failed(v, err)
+			return &Error{b.db.Name, v.class, v.hint, err}
+		}
+		if time.Since(began) > backoffMax {
+			wait = backoffMin // that one worked for a while
+		}
+		if stop.Err() == nil {
+			b.waiting(v, err)
+			wait = b.pause(stop, v.class, wait)
+		}
+		if stop.Err() != nil {
+			b.log.Warn().Err(err).Msg("stopped without a drain; events that are not confirmed may be delivered a second time")
+			b.enter(Stopped)
+			return nil
+		}
+	}
+}
+
+// pause waits before the next session, and returns how long to wait the next time.
+func (b *Bridge) pause(stop context.Context, class Class, wait time.Duration) time.Duration {
+	next := min(2*wait, backoffMax)
+	if class == Standby {
+		wait, next = standbyWait, backoffMin
+	}
+	timer := time.NewTimer(wait/2 + rand.N(wait)) // jitter, for bridges that failed together
+	defer timer.Stop()
+	select {
+	case <-stop.Done():
+	case <-timer.C:
+	}
+	return next
+}
+
+// session opens a session and runs it to its end.
+func (b *Bridge) session(stop context.Context) error {
+	cfg, err := b.db.ConnConfig()
+	if err != nil {
+		return err
+	}
+	sql, err := replication.ConnectSQL(stop, cfg)
+	if err != nil {
+		return err
+	}
+	ctx, fail := context.WithCancelCause(context.WithoutCancel(stop))
+	defer fail(nil)
+	s := &session{Bridge: b, fail: fail}
+	s.watch = &replication.Watch{Conn: sql, Slot: b.db.Slot, Every: watchEvery, Grace: b.db.ShutdownGrace, Report: b.slot}
+	if err := s.open(stop, cfg); err != nil {
+		_ = sql.Close(ctx) // it only read
+		return err
+	}
+	defer s.sink.Close()
+	defer s.stream.Close(ctx)
+	b.enter(Streaming)
+	b.log.Info().Stringer("confirmed_lsn", s.stream.Start).Str("system_id", s.stream.SystemID).
+		Int("server_version", s.stream.Server.Version).Msg("streaming")
+	return s.run(ctx, stop)
+}
+
+const watchEvery = 5 * time.Second
+
+// open makes the parts of a session. The slot comes first: it is the lock between two
+// instances, and only its owner has business with Kafka.
+func (s *session) open(stop context.Context, cfg *pgx.ConnConfig) (err error) {
+	open := s.replication
+	open.Conn = cfg
+	if s.stream, err = replication.Open(stop, open, s.watch.Conn); err != nil {
+		if classify(err).class == Standby {
+			s.standby(replication.Holder(stop, s.watch.Conn, s.db.Slot))
+		}
+		return err
+	}
+	if s.sink, err = s.openSink(stop); err != nil {
+		s.stream.Close(stop)
+		return err
+	}
+	dec := s.decode
+	dec.SystemID = s.stream.SystemID
+	dec.Timeline = func(l decode.LSN) uint32 { return s.stream.Timelines.Of(replication.LSN(l)) }
+	s.decoder = decode.NewDecoder(dec)
+	s.inflight = replication.NewInflight(s.stream.Start, replication.Hooks{
+		Failed: s.fail, Finished: s.finished,
+	})
+	s.feedback = &replication.Feedback{Stream: s.stream, Inflight: s.inflight, Tick: s.tick}
+	return nil
+}

@@ -1,0 +1,190 @@
+package bridge
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"syscall"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/walferry/walferry/decode"
+	"github.com/walferry/walferry/replication"
+	"github.com/walferry/walferry/sink"
+)
+
+// Class says what an error means to a bridge.
+type Class string
+
+// The classes, and what follows from each.
+const (
+	Retry   Class = "retry"     // end the session, wait, start a new one
+	Standby Class = "standby"   // somebody else holds the slot: wait for it
+	Poison  Class = "poison"    // an event that can never be published: stop before it
+	Lost    Class = "slot_lost" // the server has thrown the slot's WAL away: stop
+	Fatal   Class = "fatal"     // somebody has to do something first: stop
+)
+
+// ExitCode is what a process ends with after an error of this class (README,
+// "Exit codes"). 2 is Go's own, of a panic: a broken invariant.
+func (c Class) ExitCode() int {
+	switch c {
+	case Poison:
+		return 65
+	case Lost:
+		return 66
+	}
+	return 1
+}
+
+// verdict is what is known of an error.
+type verdict struct {
+	class Class
+	hint  string // what to do next, may be empty
+}
+
+// classify judges an error by the first rule that knows it. An error that no rule knows
+// is fatal: to go on would be a guess.
+func classify(err error) verdict {
+	for _, rule := range rules {
+		if v, ok := rule(err); ok {
+			return v
+		}
+	}
+	return verdict{Fatal, "walferry does not know this error and will not guess; please report it"}
+}
+
+type rule func(error) (verdict, bool)
+
+// rules is the one table of errors, most specific first.
+var rules = []rule{
+	as(func(e *decode.ContractError) verdict {
+		return verdict{Poison, "correct what writes such events; until the transaction is dealt with nothing behind it is published"}
+	}),
+	as(func(e *sink.PoisonError) verdict {
+		return verdict{Poison, "see kafka.max_record and outbox.topic; until the event is dealt with nothing behind it is published"}
+	}),
+	as(func(e *replication.SlotLostError) verdict {
+		return verdict{Lost, "events between the last confirmed LSN and now are not in WAL any more: publish them from the outbox table, then drop the slot and run `walferry init`; raise max_slot_wal_keep_size"}
+	}),
+	as(func(e *replication.PreconditionError) verdict { return verdict{Fatal, e.Hint} }),
+	is(Fatal, "run `walferry init`; events before the slot exists are not published", replication.ErrNoSlot),
+	as(func(e *decode.MalformedError) verdict { return malformed }),
+	as(func(e *replication.MalformedError) verdict { return malformed }),
+	as(missingTopic),
+	is(Retry, "", replication.ErrStreamEnded, replication.ErrSilent, replication.ErrServerShutdown, replication.ErrInRecovery),
+	as(func(e *pgconn.PgError) verdict { return sqlState(e.Code) }),
+	as(func(e *sink.PublishError) verdict { return published(e) }),
+	is(Fatal, "grant the client WRITE, DESCRIBE and, for kafka.topics.create, CREATE on the topic, and IDEMPOTENT_WRITE on clusters before 2.8",
+		kerr.TopicAuthorizationFailed, kerr.ClusterAuthorizationFailed, kerr.TransactionalIDAuthorizationFailed),
+	is(Fatal, "check kafka.sasl and the listener's mechanisms", kerr.SaslAuthenticationFailed, kerr.UnsupportedSaslMechanism, kerr.IllegalSaslState),
+	is(Fatal, "create the topic yourself: the broker refuses its defaults", kerr.PolicyViolation, kerr.InvalidReplicationFactor, kerr.InvalidPartitions),
+	as(func(e *tls.CertificateVerificationError) verdict { return certificates }),
+	as(func(e x509.UnknownAuthorityError) verdict { return certificates }),
+	as(func(e x509.HostnameError) verdict { return certificates }),
+	as(func(e tls.AlertError) verdict {
+		return verdict{Fatal, "the other side refuses our part of TLS: does it want a client certificate?"}
+	}),
+	as(func(e tls.RecordHeaderError) verdict {
+		return verdict{Fatal, "the other side does not speak TLS on this port"}
+	}),
+	retriable,
+}
+
+var (
+	malformed    = verdict{Fatal, "nothing was confirmed past it; report it with the versions of Postgres and walferry"}
+	certificates = verdict{Fatal, "check the CA, the host name and the validity of the certificate"}
+)
+
+// as is a rule for errors of one type.
+func as[E error](judge func(E) verdict) rule {
+	return func(err error) (verdict, bool) {
+		if e, ok := errors.AsType[E](err); ok {
+			return judge(e), true
+		}
+		return verdict{}, false
+	}
+}
+
+// is is a rule for certain errors.
+func is(class Class, hint string, targets ...error) rule {
+	return func(err error) (verdict, bool) {
+		for _, target := range targets {
+			if errors.Is(err, target) {
+				return verdict{class, hint}, true
+			}
+		}
+		return verdict{}, false
+	}
+}
+
+// sqlState judges by Postgres' SQLSTATE, a class of two characters or a whole code
+// (src/backend/utils/errcodes.txt).
+func sqlState(code string) verdict {
+	for _, s := range []struct {
+		prefix string
+		verdict
+	}{
+		{"55006", verdict{Standby, ""}},
+		{"08", verdict{Retry, ""}},    // connection exception
+		{"57P01", verdict{Retry, ""}}, // admin shutdown, pg_terminate_backend
+		{"57P02", verdict{Retry, ""}}, // crash shutdown
+		{"57P03", verdict{Retry, ""}}, // cannot connect now
+		{"57P05", verdict{Retry, ""}}, // idle session timeout
+		{"53", verdict{Retry, ""}},    // out of connections, senders, memory, disk
+		{"58030", verdict{Retry, ""}}, // I/O error
+		{"28", verdict{Fatal, "check user, password and pg_hba.conf; a replication connection matches lines of its database, not `replication`"}},
+		{"3D000", verdict{Fatal, "the database of the DSN does not exist"}},
+		{"42501", verdict{Fatal, "the role needs LOGIN and REPLICATION: see `walferry init --print`"}},
+		{"42704", verdict{Fatal, "slot or publication is missing, now or when this WAL was written: run `walferry init`; a slot older than its publication must be recreated"}},
+		{"55000", verdict{Fatal, "the server cannot stream from this slot: see its log"}},
+		{"22021", verdict{Fatal, "the WAL holds bytes that are not valid in the database's encoding"}},
+	} {
+		if strings.HasPrefix(code, s.prefix) {
+			return s.verdict
+		}
+	}
+	return verdict{Fatal, "unexpected SQLSTATE: see the server's log"}
+}
+
+// published judges what the brokers said of a record.
+func published(e *sink.PublishError) verdict {
+	switch {
+	case errors.Is(e, kerr.MessageTooLarge), errors.Is(e, kerr.RecordListTooLarge):
+		return verdict{Poison, "raise max.message.bytes of the topic, or lower kafka.max_record so that such events are found before they are sent"}
+	case errors.Is(e, kerr.InvalidRecord), errors.Is(e, kerr.InvalidTopicException):
+		return verdict{Poison, "the brokers refuse this record"}
+	case errors.Is(e, kerr.UnknownTopicOrPartition), errors.Is(e, kerr.UnknownTopicID):
+		return missingTopic(&sink.MissingTopicError{Topic: e.Topic, Vanished: true})
+	case errors.Is(e, kerr.TopicAuthorizationFailed), errors.Is(e, kerr.ClusterAuthorizationFailed):
+		return verdict{Fatal, "grant the client WRITE on the topic"}
+	}
+	// Batches that timed out, a fenced or forgotten producer, a closed client: the next
+	// session sends again what was not acknowledged.
+	return verdict{Retry, ""}
+}
+
+func missingTopic(e *sink.MissingTopicError) verdict {
+	create := fmt.Sprintf("kafka-topics.sh --bootstrap-server <broker> --create --topic %s --partitions <n>", e.Topic)
+	if e.Vanished {
+		return verdict{Fatal, "find out who deleted it, and whether consumers need its events again; then: " + create}
+	}
+	return verdict{Fatal, create}
+}
+
+// retriable knows the errors of a network.
+func retriable(err error) (verdict, bool) {
+	var netErr net.Error
+	ok := errors.As(err, &netErr) || kerr.IsRetriable(err) ||
+		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, io.ErrClosedPipe) ||
+		errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) ||
+		errors.Is(err, kgo.ErrClientClosed) || errors.Is(err, context.DeadlineExceeded)
+	return verdict{Retry, ""}, ok
+}

@@ -1,0 +1,157 @@
+// Package config reads and checks walferry's YAML configuration.
+//
+// The reader is strict: an unknown key, a repeated key, a wrong type and a bad value are all errors, each with its file,
+// line and column, and all of them are reported at once. ${NAME} inside a value is replaced by an environment variable
+// after YAML has been parsed, so that a variable may hold any character; $${ stands for a literal ${. Relative paths of
+// files start at the working directory of the process. No error and no formatting of a Config shows a secret.
+package config
+
+import (
+	"slices"
+	"time"
+)
+
+// Config is everything one process of walferry needs to know. [Load] and [Parse] return it complete: defaults filled in
+// and every rule checked. The tags below are read by this package: the key, whether it is required, its default, and the
+// values it may have.
+type Config struct {
+	Databases []Database `yaml:"databases,required"` // at least one; one bridge runs for each
+	Kafka     Kafka      `yaml:"kafka"`
+	Admin     Admin      `yaml:"admin"`
+	Log       Log        `yaml:"log"`
+
+	warnings []string
+}
+
+// Warnings returns what is allowed but unsafe, such as a password sent without TLS, each with its file, line and column.
+func (c *Config) Warnings() []string { return slices.Clone(c.warnings) }
+
+// Database is one slot of one Postgres database, and what is published from it.
+type Database struct {
+	// Name labels the metrics and the log lines of this database: 1 to 63 of a-z, 0-9, _ and -. It also names the
+	// position in Kafka, so it must stay the same for the life of the slot. Required, unique.
+	Name string `yaml:"name,required"`
+	// DSN is a libpq connection string, either a URL or key=value pairs. The PG* environment variables and ~/.pgpass fill
+	// what it leaves out. Exactly one of DSN and DSNFile is set.
+	DSN Secret `yaml:"dsn"`
+	// DSNFile is a file that holds the DSN. It is read again at every connect.
+	DSNFile string `yaml:"dsn_file"`
+	// PasswordFile is a file that holds the password, which replaces the DSN's. It is read again at every connect, so
+	// that a rotated secret is used without a restart. Default none.
+	PasswordFile string `yaml:"password_file"`
+	// Slot is the name of the logical replication slot: 1 to 63 of a-z, 0-9 and _. Required.
+	Slot string `yaml:"slot,required"`
+	// Publication is the name of the publication, exactly as the catalog has it, at most 63 bytes. Required.
+	Publication string `yaml:"publication,required"`
+	// Outbox lists the outbox tables, each at most once. It may be empty when Messages are on.
+	Outbox []Outbox `yaml:"outbox"`
+	// Messages says which transactional logical messages are events.
+	Messages Messages `yaml:"messages"`
+	// DrainTimeout bounds how long a stop waits for Kafka to acknowledge what is in flight. Default 10s; 0s does not wait.
+	DrainTimeout time.Duration `yaml:"drain_timeout" default:"10s"`
+	// ShutdownGrace bounds how long a fast shutdown of Postgres may be delayed for the same reason. Default 5s; 0s does
+	// not delay it.
+	ShutdownGrace time.Duration `yaml:"shutdown_grace" default:"5s"`
+}
+
+// Outbox is one outbox table and the topic its rows go to.
+type Outbox struct {
+	// Table is schema.table, both parts exactly as the catalog has them, without quotes. Required. "outbox" alone is read
+	// as public.outbox, and that is the value here.
+	Table   string  `yaml:"table,required"`
+	Columns Columns `yaml:"columns"`
+	// Topic is the name of the topic, in which {aggregatetype}, the only placeholder, stands for the row's aggregate type.
+	// It may be constant. Default outbox.event.{aggregatetype}.
+	Topic string `yaml:"topic" default:"outbox.event.{aggregatetype}"`
+	// TypeHeader is the Kafka header that carries the type column. Default "": it is not sent.
+	TypeHeader string `yaml:"type_header"`
+}
+
+// Columns names the columns of an outbox table, exactly as the catalog has them. Each defaults to its own key.
+type Columns struct {
+	ID            string `yaml:"id" default:"id"`
+	AggregateType string `yaml:"aggregatetype" default:"aggregatetype"`
+	AggregateID   string `yaml:"aggregateid" default:"aggregateid"`
+	Type          string `yaml:"type" default:"type"`
+	Payload       string `yaml:"payload" default:"payload"`
+}
+
+// Messages says which transactional messages of pg_logical_emit_message are events, and where they go.
+type Messages struct {
+	// Prefix is the message prefix that marks an event. Default outbox; "" turns messages off.
+	Prefix string `yaml:"prefix" default:"outbox"`
+	// Topic is as in [Outbox]. Default outbox.event.{aggregatetype}.
+	Topic string `yaml:"topic" default:"outbox.event.{aggregatetype}"`
+	// TypeHeader is as in [Outbox]. Default "": it is not sent.
+	TypeHeader string `yaml:"type_header"`
+}
+
+// Kafka is the cluster that all databases publish to.
+type Kafka struct {
+	// Brokers are the seed brokers, each host:port. YAML may also give one text with commas, which fits one environment
+	// variable. Required.
+	Brokers []string `yaml:"brokers,required"`
+	// ClientID is what the brokers' logs and quotas show. Default walferry.
+	ClientID string `yaml:"client_id" default:"walferry"`
+	Topics   Topics `yaml:"topics"`
+	// Compression is none, gzip, snappy, lz4 or zstd. Default lz4.
+	Compression string `yaml:"compression" default:"lz4" enum:"none|gzip|snappy|lz4|zstd"`
+	// Linger is how long a record may wait for others to share its batch, at most 1m. Default 0s.
+	Linger time.Duration `yaml:"linger" default:"0s"`
+	// MaxBuffered bounds the bytes of records in flight, for each database; at least four times MaxRecord. Default 32MiB.
+	MaxBuffered Size `yaml:"max_buffered" default:"32MiB"`
+	// MaxRecord bounds key, value and headers of one record together, 1KiB to 64MiB. Default 1020KiB, which fits the
+	// brokers' default of 1 MiB with the batch around it. It must not exceed max.message.bytes of any topic, less a little for the batch around the record.
+	MaxRecord Size `yaml:"max_record" default:"1020KiB"`
+	// PositionHeader is the Kafka header that carries the event's position in the WAL. Default walferry-position; ""
+	// turns it off.
+	PositionHeader string `yaml:"position_header" default:"walferry-position"`
+	TLS            TLS    `yaml:"tls"`
+	SASL           SASL   `yaml:"sasl"`
+}
+
+// Topics says what happens when a topic does not exist.
+type Topics struct {
+	// Create makes a missing topic with the broker's defaults. Default true; else a missing topic is an error.
+	Create bool `yaml:"create" default:"true"`
+}
+
+// TLS secures the connections to Kafka. The other keys may be set only when Enabled is.
+type TLS struct {
+	Enabled bool `yaml:"enabled" default:"false"` // default false
+	// CAFile holds the PEM certificates that sign the brokers'. Default: the system's.
+	CAFile string `yaml:"ca_file"`
+	// CertFile and KeyFile hold the client's certificate chain and its key, unencrypted, as PEM; both or neither.
+	CertFile string `yaml:"cert_file"`
+	KeyFile  string `yaml:"key_file"`
+	// ServerName is the name in the brokers' certificates. Default: each broker's host.
+	ServerName string `yaml:"server_name"`
+	// InsecureSkipVerify accepts any certificate, which is for tests only. Default false.
+	InsecureSkipVerify bool `yaml:"insecure_skip_verify" default:"false"`
+}
+
+// SASL authenticates to Kafka.
+type SASL struct {
+	// Mechanism is PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512. Default "": no authentication.
+	Mechanism string `yaml:"mechanism" enum:"PLAIN|SCRAM-SHA-256|SCRAM-SHA-512"`
+	// Username is required with a mechanism, and so is exactly one of Password and PasswordFile.
+	Username string `yaml:"username"`
+	Password Secret `yaml:"password"`
+	// PasswordFile is a file that holds the password. [SASL.Load] reads it again at every call.
+	PasswordFile string `yaml:"password_file"`
+}
+
+// Admin is the HTTP server for metrics and health.
+type Admin struct {
+	// Listen is host:port; an empty host means every interface. It has no authentication. Default 127.0.0.1:9400; ""
+	// turns the server off.
+	Listen string `yaml:"listen" default:"127.0.0.1:9400"`
+}
+
+// Log says what is logged and how.
+type Log struct {
+	// Level is debug, info, warn or error. Default info.
+	Level string `yaml:"level" default:"info" enum:"debug|info|warn|error"`
+	// Format is json, pretty, or auto: pretty on a terminal, json elsewhere. Default auto.
+	Format string `yaml:"format" default:"auto" enum:"auto|json|pretty"`
+}

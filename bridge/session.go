@@ -1,0 +1,166 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/walferry/walferry/decode"
+	"github.com/walferry/walferry/replication"
+	"github.com/walferry/walferry/sink"
+)
+
+// session is one life of a bridge, from START_REPLICATION to the first doubt. It is
+// crash-only: whatever goes wrong, all of it is dropped, and the next session begins
+// where Postgres says that the slot stands.
+type session struct {
+	*Bridge
+	stream   *replication.Stream
+	decoder  *decode.Decoder
+	sink     *sink.Kafka
+	inflight *replication.Inflight
+	feedback *replication.Feedback
+	watch    *replication.Watch
+
+	fail context.CancelCauseFunc // ends the session at once
+	txn  *replication.Txn        // the open transaction, nil between two
+}
+
+// pump is the path of an event, on one goroutine from the socket to the Kafka client. It
+// returns nil once stop is done and no transaction is open.
+//
+//	Receive → Decode → Publish → (Kafka) → Txn.Done → Inflight → Feedback → Postgres
+func (s *session) pump(ctx, stop context.Context) error {
+	for {
+		if s.txn == nil && stop.Err() != nil {
+			return nil
+		}
+		m, err := s.stream.Receive()
+		switch {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case errors.Is(err, replication.ErrInterrupted): // by stop: read on to the COMMIT
+			if s.stream.Resume(); ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			continue
+		case err != nil:
+			return err
+		case m.Keepalive():
+			s.inflight.Idle(m.WALEnd)
+			continue
+		}
+		c, err := s.decoder.Decode(m.Data)
+		if err != nil {
+			return err
+		}
+		switch c.Kind {
+		case decode.Begin:
+			s.txn = s.inflight.Begin()
+		case decode.Row, decode.Message:
+			s.txn.Add()
+			if err := s.sink.Publish(ctx, &c.Event, s.txn.Done); err != nil {
+				return err
+			}
+		case decode.Commit:
+			if err := s.inflight.Commit(replication.LSN(c.EndLSN), c.CommitTime); err != nil {
+				return err
+			}
+			s.txn = nil
+		case decode.NonTransactional:
+			s.nonTransactional.Inc()
+		}
+	}
+}
+
+// run pumps until stop is done or something fails. Beside the pump there are two
+// goroutines: Feedback, which alone writes to the stream, and Watch. The order at the end:
+// pump, Kafka, Feedback and Watch, the last status update, stream, Kafka client.
+func (s *session) run(ctx, stop context.Context) error {
+	beside, end := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	for _, f := range []func(context.Context) error{s.feedback.Run, s.watch.Run} {
+		wg.Go(func() {
+			if err := f(beside); err != nil {
+				s.fail(err)
+			}
+		})
+	}
+	defer context.AfterFunc(ctx, s.stream.Interrupt)()
+	defer context.AfterFunc(stop, s.stream.Interrupt)()
+	defer context.AfterFunc(stop, func() { s.drainWithin(ctx) })()
+
+	err := s.pump(ctx, stop)
+	if err == nil || classify(err).class == Poison { // what precedes a poisonous event counts
+		s.enter(Draining)
+		s.drainWithin(ctx)
+		err = errors.Join(err, s.sink.Flush(ctx))
+	}
+	if cause := context.Cause(ctx); cause != nil {
+		err = cause
+	}
+	end()
+	wg.Wait()
+	return s.confirm(ctx, err)
+}
+
+// errDrainTimeout ends a session that has been draining for drain_timeout.
+var errDrainTimeout = errors.New("drain_timeout is over")
+
+func (s *session) drainWithin(ctx context.Context) {
+	timer := time.AfterFunc(s.db.DrainTimeout, func() { s.fail(errDrainTimeout) })
+	context.AfterFunc(ctx, func() { timer.Stop() })
+}
+
+// confirm tells Postgres for the last time what is acknowledged, if the stream may still
+// be whole, and waits until Postgres has noted it.
+func (s *session) confirm(ctx context.Context, err error) error {
+	drained := err == nil
+	if !drained && !errors.Is(err, errDrainTimeout) && classify(err).class != Poison {
+		return err
+	}
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), confirmTimeout)
+	defer cancel()
+	confirmErr := s.feedback.Final()
+	if confirmErr == nil {
+		confirmErr = s.awaitConfirmed(last)
+	}
+	if confirmErr != nil || !drained {
+		s.log.Warn().AnErr("cause", confirmErr).Stringer("confirmed_lsn", s.inflight.Flushed()).
+			Int64("unacknowledged_events", s.inflight.Pending()).Bool("open_transaction", s.txn != nil).
+			Msg("events behind the confirmed LSN may be delivered a second time by the next session")
+	}
+	if errors.Is(err, errDrainTimeout) {
+		return nil
+	}
+	return err
+}
+
+const confirmTimeout = 3 * time.Second
+
+// awaitConfirmed reads confirmed_flush_lsn back.
+func (s *session) awaitConfirmed(ctx context.Context) error {
+	cfg, err := s.db.ConnConfig()
+	if err != nil {
+		return err
+	}
+	conn, err := replication.ConnectSQL(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close(ctx) }() // it only read
+	retry := time.NewTicker(20 * time.Millisecond)
+	defer retry.Stop()
+	for {
+		slot, err := replication.ReadSlot(ctx, conn, s.db.Slot)
+		if err != nil || slot.ConfirmedFlush >= s.inflight.Flushed() {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return errors.New("confirmed_flush_lsn did not follow: " + slot.ConfirmedFlush.String())
+		case <-retry.C:
+		}
+	}
+}

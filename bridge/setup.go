@@ -1,0 +1,127 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/walferry/walferry/bridge/config"
+	"github.com/walferry/walferry/decode"
+	"github.com/walferry/walferry/replication"
+)
+
+// Setup makes what a bridge of db needs and is not there yet: outbox tables, the
+// publication, and, last, the slot, for a slot that is older than its publication cannot
+// decode what lies between. It tells did what it did, a line each, and ends with the checks
+// that Run makes.
+func Setup(ctx context.Context, db config.Database, did func(string)) error {
+	cfg, err := db.ConnConfig()
+	if err != nil {
+		return err
+	}
+	conn, err := replication.ConnectSQL(ctx, cfg)
+	if err != nil {
+		return explained(db, err)
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }() // every statement is committed by itself
+	server, err := replication.ReadServer(ctx, conn)
+	if err != nil {
+		return explained(db, err)
+	}
+	var tables []replication.Table
+	for _, o := range db.Outbox {
+		t := outboxTable(o)
+		tables = append(tables, required(t))
+		if err := createTable(ctx, conn, t, did); err != nil {
+			return explained(db, err)
+		}
+	}
+	if err := replication.EnsurePublication(ctx, conn, db.Publication, tables, did); err != nil {
+		return explained(db, err)
+	}
+	return explained(db, replication.EnsureSlot(ctx, conn, server, db.Slot, did))
+}
+
+// explained adds the class and the hint that a running bridge would give.
+func explained(db config.Database, err error) error {
+	if err == nil {
+		return nil
+	}
+	v := classify(err)
+	return &Error{db.Name, v.class, v.hint, err}
+}
+
+func createTable(ctx context.Context, conn *pgx.Conn, t decode.Table, did func(string)) error {
+	name := required(t).String()
+	var exists, rows string
+	if err := conn.QueryRow(ctx, `/* walferry:exists */ select (to_regclass($1) is not null)::text`, name).Scan(&exists); err != nil {
+		return fmt.Errorf("look up table %s: %w", name, err)
+	}
+	if exists != "true" {
+		if _, err := conn.Exec(ctx, tableSQL(t)); err != nil {
+			return fmt.Errorf("create table %s: %w", name, err)
+		}
+		did("created table " + name)
+		return nil
+	}
+	did("table " + name + " exists")
+	if err := conn.QueryRow(ctx, `/* walferry:rows */ select exists(select from `+name+`)::text`).Scan(&rows); err != nil {
+		return fmt.Errorf("look into table %s: %w", name, err)
+	}
+	if rows == "true" {
+		did("note: rows that are older than the slot are never published, and " + name + " has rows")
+	}
+	return nil
+}
+
+func tableSQL(t decode.Table) string {
+	q := func(column string) string { return pgx.Identifier{column}.Sanitize() }
+	c := t.Columns
+	columns := []string{
+		q(c.ID) + " uuid PRIMARY KEY DEFAULT gen_random_uuid()",
+		q(c.AggregateType) + " varchar(255) NOT NULL",
+		q(c.AggregateID) + " varchar(255) NOT NULL",
+	}
+	if c.Type != "" {
+		columns = append(columns, q(c.Type)+" varchar(255) NOT NULL")
+	}
+	columns = append(columns, q(c.Payload)+" jsonb")
+	return fmt.Sprintf("CREATE TABLE IF NOT EXISTS %s (\n  %s\n)", required(t), strings.Join(columns, ",\n  "))
+}
+
+// SetupSQL returns the SQL of Setup for a person to read and run, with the role that walferry
+// needs: LOGIN and REPLICATION, and no right on any table.
+func SetupSQL(db config.Database) (string, error) {
+	cfg, err := db.ConnConfig()
+	if err != nil {
+		return "", err
+	}
+	if cfg.User == "" || cfg.Database == "" {
+		return "", errors.New("database " + db.Name + ": the DSN names no user or no database")
+	}
+	role, database := pgx.Identifier{cfg.User}.Sanitize(), pgx.Identifier{cfg.Database}.Sanitize()
+	var b strings.Builder
+	fmt.Fprintf(&b, "-- database %s: run as the owner of the outbox tables, in database %s, in this order\n\n", db.Name, database)
+	fmt.Fprintf(&b, "-- The role of walferry. REPLICATION reads everything in the cluster: give it a\n"+
+		"-- password of its own and a pg_hba.conf line for this database and host only.\n"+
+		"CREATE ROLE %s LOGIN REPLICATION CONNECTION LIMIT 6;\nGRANT CONNECT ON DATABASE %s TO %s;\n\n", role, database, role)
+	var tables []replication.Table
+	for _, o := range db.Outbox {
+		t := outboxTable(o)
+		tables = append(tables, required(t))
+		b.WriteString(tableSQL(t) + ";\n")
+	}
+	fmt.Fprintf(&b, "\n%s;\n\n-- After the publication, never before it.\n", replication.PublicationSQL(db.Publication, tables))
+	fmt.Fprintf(&b, "%s;\n-- On Postgres 17 and later, so that the slot survives a failover:\n-- %s;\n",
+		replication.SlotSQL(db.Slot, 140000), replication.SlotSQL(db.Slot, 170000))
+	if db.Messages.Prefix != "" {
+		fmt.Fprintf(&b, "\n-- Any role may write logical messages, and so events, unless this is revoked:\n"+
+			"-- REVOKE EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, text) FROM PUBLIC;\n"+
+			"-- REVOKE EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, bytea) FROM PUBLIC;\n"+
+			"-- (Postgres 17 and later: both have a fourth parameter, boolean.)\n")
+	}
+	return b.String(), nil
+}

@@ -1,0 +1,166 @@
+package bridge
+
+import (
+	"time"
+
+	"github.com/walferry/walferry/replication"
+)
+
+// State is what a bridge is doing.
+type State string
+
+// The states of a bridge.
+const (
+	Starting  State = "starting"  // no session yet
+	Waiting   State = "waiting"   // for the next session, after an error
+	OnStandby State = "standby"   // for the slot, which somebody else holds
+	Streaming State = "streaming" // publishing
+	Draining  State = "draining"  // waiting for the last acknowledgements
+	Stopped   State = "stopped"   // as asked
+	Failed    State = "failed"    // until somebody does something
+	SlotLost  State = "slot_lost" // for good
+)
+
+var states = []State{Starting, Waiting, OnStandby, Streaming, Draining, Stopped, Failed, SlotLost}
+
+// Status is a bridge's state for people and probes. Its JSON is the admin API's.
+type Status struct {
+	Database string    `json:"database"`
+	Slot     string    `json:"slot"`
+	State    State     `json:"state"`
+	Role     string    `json:"role"` // leader: holds the slot; standby: waits for it; none
+	Since    time.Time `json:"since"`
+	Ready    bool      `json:"ready"`
+	Reason   string    `json:"reason,omitempty"` // why it is not ready
+
+	Sessions     int             `json:"sessions"` // since the process started
+	Inflight     int64           `json:"in_flight_events"`
+	ConfirmedLSN replication.LSN `json:"confirmed_lsn"`          // as we told Postgres
+	LastProgress time.Time       `json:"last_progress,omitzero"` // when nothing was in flight, or ConfirmedLSN moved
+	LastEvent    time.Time       `json:"last_event"`             // zero: none since the process started
+	LastError    string          `json:"last_error,omitempty"`
+	LastErrorAt  time.Time       `json:"last_error_at,omitzero"`
+	Holder       string          `json:"holder,omitempty"` // who has the slot while we are on standby
+	WALStatus    string          `json:"wal_status,omitempty"`
+	RestartLag   int64           `json:"restart_lag_bytes"`
+	ConfirmedLag int64           `json:"confirmed_lag_bytes"`
+	logged       time.Time       // when LastError was logged
+}
+
+// stalledAfter is how long events may be in flight without any progress before the bridge
+// calls itself not ready.
+const stalledAfter = 30 * time.Second
+
+// Status returns the bridge's present status.
+func (b *Bridge) Status() Status {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := b.status
+	if micros := b.lastEvent.Load(); micros != 0 {
+		s.LastEvent = time.UnixMicro(micros)
+	}
+	switch s.State {
+	case OnStandby:
+		s.Role, s.Ready = "standby", true
+	case Streaming, Draining:
+		s.Role, s.Ready = "leader", true
+		if idle := time.Since(s.LastProgress); s.Inflight > 0 && idle > stalledAfter {
+			s.Ready, s.Reason = false, "no progress for "+idle.Round(time.Second).String()+" while events are in flight: Kafka does not acknowledge"
+		}
+	default:
+		s.Role, s.Reason = "none", string(s.State)
+		if s.LastError != "" {
+			s.Reason += ": " + s.LastError
+		}
+	}
+	return s
+}
+
+func (b *Bridge) enter(state State) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.enterLocked(state)
+}
+
+func (b *Bridge) enterLocked(state State) {
+	b.metrics.enter(b.db.Name, state)
+	if b.status.State == state {
+		return
+	}
+	b.status.State, b.status.Since = state, time.Now()
+	if state == Streaming {
+		b.status.Sessions++
+		b.status.LastProgress = time.Now()
+		b.status.Holder = ""
+	}
+}
+
+// tick takes Feedback's look at the session, ten times a second.
+func (s *session) tick(confirmed replication.LSN) {
+	inflight := s.inflight.Pending()
+	s.metrics.inflight.WithLabelValues(s.db.Name).Set(float64(inflight))
+	s.mu.Lock()
+	if inflight == 0 || confirmed != s.status.ConfirmedLSN {
+		s.status.LastProgress = time.Now()
+	}
+	s.status.Inflight, s.status.ConfirmedLSN = inflight, confirmed
+	s.mu.Unlock()
+	if s.until != 0 && confirmed >= s.until {
+		s.reached()
+	}
+}
+
+// finished takes a transaction whose events are all acknowledged.
+func (b *Bridge) finished(commit time.Time) {
+	b.lastEvent.Store(commit.UnixMicro())
+	// Two clocks: a difference below zero says nothing.
+	b.commitToAck.Observe(max(0, time.Since(commit).Seconds()))
+}
+
+// slot takes Watch's look at the slot.
+func (b *Bridge) slot(slot *replication.Slot) {
+	b.metrics.slot(b.db.Name, slot)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.status.WALStatus, b.status.RestartLag, b.status.ConfirmedLag = slot.WALStatus, slot.RestartLag(), slot.ConfirmedLag()
+}
+
+// standby says, once for each holder, that the slot is taken.
+func (b *Bridge) standby(holder string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.status.State != OnStandby || b.status.Holder != holder {
+		b.log.Info().Str("role", "standby").Str("holder", holder).Msg("the slot is active elsewhere, waiting for it")
+	}
+	b.status.Holder = holder
+	b.enterLocked(OnStandby)
+}
+
+// waiting notes an error that a new session may cure. One that repeats is logged once a minute.
+func (b *Bridge) waiting(v verdict, err error) {
+	if v.class == Standby {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now := time.Now()
+	if b.status.LastError != err.Error() || now.Sub(b.status.logged) >= logAgain {
+		b.log.Warn().Err(err).Str("class", string(v.class)).Msg("session ended, a new one follows")
+		b.status.logged = now
+	}
+	b.status.LastError, b.status.LastErrorAt = err.Error(), now
+	b.enterLocked(Waiting)
+}
+
+// failed notes an error that ends the bridge.
+func (b *Bridge) failed(v verdict, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.log.Error().Err(err).Str("class", string(v.class)).Str("hint", v.hint).Msg("stopped")
+	b.status.LastError, b.status.LastErrorAt = err.Error(), time.Now()
+	state := Failed
+	if v.class == Lost {
+		state = SlotLost
+	}
+	b.enterLocked(state)
+}

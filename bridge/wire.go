@@ -1,0 +1,116 @@
+package bridge
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/rs/zerolog"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/sasl"
+	"github.com/twmb/franz-go/pkg/sasl/plain"
+	"github.com/twmb/franz-go/pkg/sasl/scram"
+
+	"github.com/walferry/walferry/bridge/config"
+	"github.com/walferry/walferry/decode"
+	"github.com/walferry/walferry/replication"
+	"github.com/walferry/walferry/sink"
+)
+
+// outboxTable is what the decoder knows of a configured outbox table.
+func outboxTable(o config.Outbox) decode.Table {
+	schema, name, _ := strings.Cut(o.Table, ".")
+	return decode.Table{Schema: schema, Name: name, Columns: decode.Columns(o.Columns)}
+}
+
+// required is what the publication must publish of an outbox table.
+func required(t decode.Table) replication.Table {
+	r := replication.Table{Schema: t.Schema, Name: t.Name}
+	for _, c := range []string{t.Columns.ID, t.Columns.AggregateType, t.Columns.AggregateID, t.Columns.Type, t.Columns.Payload} {
+		if c != "" {
+			r.Columns = append(r.Columns, c)
+		}
+	}
+	return r
+}
+
+// sinkOpener returns a function that opens a sink with the secrets as they are then.
+func (b *Bridge) sinkOpener(o Options) func(context.Context) (*sink.Kafka, error) {
+	k := o.Kafka
+	cfg := sink.Config{
+		Brokers: k.Brokers, ClientID: k.ClientID, Dial: o.Dial,
+		Compression: compression(k.Compression), Linger: k.Linger,
+		MaxBuffered: int(k.MaxBuffered), MaxRecord: int(k.MaxRecord),
+		CreateTopics: k.Topics.Create, PositionHeader: k.PositionHeader,
+		Topics: sink.NewTopics(), Logger: kafkaLogger{b.log},
+		Created: func(topic string) {
+			b.log.Info().Str("topic", topic).Msg("created a missing topic with the broker's defaults")
+		},
+	}
+	for _, t := range o.Database.Outbox {
+		cfg.Routes = append(cfg.Routes, sink.Route{Topic: t.Topic, TypeHeader: t.TypeHeader})
+	}
+	cfg.Routes = append(cfg.Routes, sink.Route{Topic: o.Database.Messages.Topic, TypeHeader: o.Database.Messages.TypeHeader})
+	return func(ctx context.Context) (*sink.Kafka, error) {
+		cfg := cfg
+		var err error
+		if cfg.TLS, err = k.TLS.Load(); err != nil {
+			return nil, fmt.Errorf("kafka.tls: %w", err)
+		}
+		if cfg.SASL, err = mechanism(k.SASL); err != nil {
+			return nil, fmt.Errorf("kafka.sasl: %w", err)
+		}
+		cfg.Observe = b.metrics.observer(b.db.Name)
+		return sink.Open(ctx, cfg)
+	}
+}
+
+func compression(name string) kgo.CompressionCodec {
+	switch name {
+	case "gzip":
+		return kgo.GzipCompression()
+	case "snappy":
+		return kgo.SnappyCompression()
+	case "lz4":
+		return kgo.Lz4Compression()
+	case "zstd":
+		return kgo.ZstdCompression()
+	}
+	return kgo.NoCompression()
+}
+
+func mechanism(s config.SASL) (sasl.Mechanism, error) {
+	name, user, password, err := s.Load()
+	if err != nil {
+		return nil, err
+	}
+	switch name {
+	case "PLAIN":
+		return plain.Auth{User: user, Pass: password}.AsMechanism(), nil
+	case "SCRAM-SHA-256":
+		return scram.Auth{User: user, Pass: password}.AsSha256Mechanism(), nil
+	case "SCRAM-SHA-512":
+		return scram.Auth{User: user, Pass: password}.AsSha512Mechanism(), nil
+	}
+	return nil, nil
+}
+
+// kafkaLogger passes the Kafka client's warnings on; in normal operation there are none.
+type kafkaLogger struct{ log zerolog.Logger }
+
+// Level implements kgo.Logger.
+func (l kafkaLogger) Level() kgo.LogLevel {
+	if l.log.GetLevel() <= zerolog.DebugLevel {
+		return kgo.LogLevelDebug
+	}
+	return kgo.LogLevelWarn
+}
+
+// Log implements kgo.Logger.
+func (l kafkaLogger) Log(level kgo.LogLevel, msg string, keyvals ...any) {
+	to := zerolog.DebugLevel
+	if level <= kgo.LogLevelWarn {
+		to = zerolog.WarnLevel
+	}
+	l.log.WithLevel(to).Str("component", "kafka").Fields(keyvals).Msg(msg)
+}

@@ -1,0 +1,51 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/walferry/walferry/bridge"
+)
+
+func initCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "init",
+		Short: "Create outbox tables, publication and slot where they are missing",
+		Long: "Create what is missing, in this order: outbox tables, publication, slot. What exists is\n" +
+			"checked. The DSN's role needs to own the tables or be able to create them; with --print\n" +
+			"nothing is touched and the SQL is printed, for a migration or a DBA, with the role that\n" +
+			"walferry itself needs.",
+		Example: "  walferry init --config walferry.yaml\n  walferry init --print > outbox.sql",
+		Args:    noArgs,
+	}
+	path := configFlag(cmd)
+	print := cmd.Flags().Bool("print", false, "only print the SQL, with the least-privilege role")
+	timeout := cmd.Flags().Duration("timeout", time.Minute, "give up after this `duration`; creating a slot waits for open transactions")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		cfg, err := loadConfig(*path)
+		if err != nil {
+			return err
+		}
+		ctx, cancel := context.WithTimeout(cmd.Context(), *timeout)
+		defer cancel()
+		for _, db := range cfg.Databases {
+			if *print {
+				sql, err := bridge.SetupSQL(db)
+				if err != nil {
+					return &configError{err}
+				}
+				fmt.Fprintln(cmd.OutOrStdout(), sql)
+				continue
+			}
+			did := func(what string) { fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", db.Name, what) }
+			if err := bridge.Setup(ctx, db, did); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	return cmd
+}

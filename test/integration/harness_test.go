@@ -1,0 +1,326 @@
+package integration
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/walferry/walferry/bridge"
+	"github.com/walferry/walferry/bridge/config"
+)
+
+// patience bounds every wait of these tests; it is for machines under load.
+const patience = 90 * time.Second
+
+// world is a database of its own with an outbox, a slot, and topics of its own.
+type world struct {
+	t      *testing.T
+	admin  string // DSN of the maintenance database
+	prefix string // of the world's topics and its database
+	cfg    *config.Config
+	conn   *pgx.Conn
+}
+
+var worlds atomic.Int64
+
+// newWorld creates a database, changes its configuration as edit says, and sets it up.
+func newWorld(t *testing.T, admin string, edit func(*config.Config)) *world {
+	t.Helper()
+	w := bareWorld(t, admin, "", edit)
+	if err := bridge.Setup(t.Context(), w.cfg.Databases[0], func(string) {}); err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+// bareWorld creates a database, with options such as ENCODING, without any set-up.
+func bareWorld(t *testing.T, admin, options string, edit func(*config.Config)) *world {
+	t.Helper()
+	w := &world{t: t, admin: admin, prefix: fmt.Sprintf("w%d_%d", time.Now().UnixMilli(), worlds.Add(1))}
+	root, err := pgx.Connect(t.Context(), admin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = root.Close(context.Background()) }()
+	if _, err := root.Exec(t.Context(), "CREATE DATABASE "+w.prefix+" "+options); err != nil {
+		t.Fatal(err)
+	}
+	dsn := dsnOf(t, admin, w.prefix)
+	w.cfg = parseConfig(t, fmt.Sprintf(`
+databases:
+  - name: shop
+    dsn: %s
+    slot: %s
+    publication: walferry
+    outbox:
+      - table: public.outbox
+        topic: %s.{aggregatetype}
+    messages:
+      topic: %s.{aggregatetype}
+kafka:
+  brokers: %q
+`, dsn, w.prefix, w.prefix, w.prefix, shared.kafka))
+	if edit != nil {
+		edit(w.cfg)
+	}
+	if w.conn, err = pgx.Connect(t.Context(), dsn); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(w.drop)
+	return w
+}
+
+func dsnOf(t *testing.T, admin, database string) string {
+	t.Helper()
+	cfg, err := pgx.ParseConfig(admin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dsn := fmt.Sprintf("postgres://%s:%d/%s?user=%s&sslmode=disable", cfg.Host, cfg.Port, database, cfg.User)
+	if cfg.Password != "" {
+		dsn += "&password=" + cfg.Password
+	}
+	return dsn
+}
+
+func parseConfig(t *testing.T, text string) *config.Config {
+	t.Helper()
+	cfg, err := config.Parse("test.yaml", []byte(text), func(string) (string, bool) { return "", false })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cfg
+}
+
+// drop frees the slot, so that a shared server does not keep WAL for it.
+func (w *world) drop() {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	_ = w.conn.Close(ctx)
+	root, err := pgx.Connect(ctx, w.admin)
+	if err != nil {
+		return // the test has stopped its server
+	}
+	defer func() { _ = root.Close(ctx) }()
+	await(w.t, "the slot to be dropped", func() error {
+		_, err := root.Exec(ctx, "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1", w.prefix)
+		return err
+	})
+}
+
+func (w *world) exec(sql string, args ...any) {
+	w.t.Helper()
+	if _, err := w.conn.Exec(w.t.Context(), sql, args...); err != nil {
+		w.t.Fatalf("%s: %v", sql, err)
+	}
+}
+
+func (w *world) query(sql string, args ...any) string {
+	w.t.Helper()
+	var s string
+	if err := w.conn.QueryRow(w.t.Context(), sql, args...).Scan(&s); err != nil {
+		w.t.Fatalf("%s: %v", sql, err)
+	}
+	return s
+}
+
+// insert writes one outbox row of type order.
+func (w *world) insert(key, payload string) {
+	w.t.Helper()
+	w.exec("INSERT INTO outbox (aggregatetype, aggregateid, type, payload) VALUES ('order', $1, 'T', $2)", key, payload)
+}
+
+// running is a bridge that runs in this process.
+type running struct {
+	t      *testing.T
+	bridge *bridge.Bridge
+	log    *syncBuffer
+	stop   context.CancelFunc
+	done   chan struct{}
+	err    error
+}
+
+// syncBuffer is a log that a test may read while it is written.
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *syncBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *syncBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
+
+// run starts a bridge; until "" runs it until it is stopped.
+func (w *world) run(until string) *running {
+	w.t.Helper()
+	var lsn pglogrepl.LSN
+	if until != "" {
+		var err error
+		if lsn, err = pglogrepl.ParseLSN(until); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	r := &running{t: w.t, log: &syncBuffer{}, done: make(chan struct{})}
+	r.bridge = bridge.New(bridge.Options{
+		Database: w.cfg.Databases[0], Kafka: w.cfg.Kafka, Until: lsn,
+		Log:     zerolog.New(r.log).Level(zerolog.InfoLevel),
+		Metrics: bridge.NewMetrics(prometheus.NewRegistry(), "test", "test"),
+	})
+	ctx, stop := context.WithCancel(context.Background())
+	r.stop = stop
+	go func() {
+		defer close(r.done)
+		r.err = r.bridge.Run(ctx)
+	}()
+	w.t.Cleanup(func() {
+		stop()
+		<-r.done
+		if w.t.Failed() {
+			w.t.Logf("log of the bridge:\n%s", r.log)
+		}
+	})
+	return r
+}
+
+// wait returns what the bridge ended with.
+func (r *running) wait() error {
+	r.t.Helper()
+	select {
+	case <-r.done:
+		return r.err
+	case <-time.After(patience):
+		r.t.Fatalf("the bridge still runs after %s: %+v", patience, r.bridge.Status())
+		return nil
+	}
+}
+
+// drain stops the bridge as SIGTERM does.
+func (r *running) drain() {
+	r.t.Helper()
+	r.stop()
+	if err := r.wait(); err != nil {
+		r.t.Errorf("drain: %v", err)
+	}
+}
+
+func (r *running) awaitState(state bridge.State) {
+	r.t.Helper()
+	await(r.t, "state "+string(state), func() error {
+		if s := r.bridge.Status(); s.State != state {
+			return fmt.Errorf("state is %s: %s", s.State, s.LastError)
+		}
+		return nil
+	})
+}
+
+// drainAll runs a bridge up to the present end of WAL.
+func (w *world) drainAll() {
+	w.t.Helper()
+	if err := w.run(w.walEnd()).wait(); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// walEnd returns the end of a commit record that is younger than everything so far.
+func (w *world) walEnd() string {
+	w.t.Helper()
+	// A transaction of its own, because WAL may end in a page header that no record ever
+	// ends behind.
+	w.exec("SELECT pg_logical_emit_message(true, 'wal-end', '')")
+	return w.query("SELECT pg_current_wal_flush_lsn()::text")
+}
+
+// records returns everything in the world's topics, in each partition's order.
+func (w *world) records() []*kgo.Record {
+	w.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	client, err := kgo.NewClient(kgo.SeedBrokers(w.cfg.Kafka.Brokers...), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer client.Close()
+	ends, err := kadm.NewClient(client).ListEndOffsets(ctx)
+	if err == nil {
+		err = ends.Error()
+	}
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	assigned, want := map[string]map[int32]kgo.Offset{}, int64(0)
+	ends.Each(func(o kadm.ListedOffset) {
+		if len(o.Topic) > len(w.prefix) && o.Topic[:len(w.prefix)+1] == w.prefix+"." {
+			if assigned[o.Topic] == nil {
+				assigned[o.Topic] = map[int32]kgo.Offset{}
+			}
+			assigned[o.Topic][o.Partition] = kgo.NewOffset().AtStart()
+			want += o.Offset
+		}
+	})
+	client.AddConsumePartitions(assigned)
+	var records []*kgo.Record
+	for int64(len(records)) < want {
+		fetches := client.PollFetches(ctx)
+		if err := fetches.Err(); err != nil {
+			w.t.Fatalf("read topics: %d of %d records: %v", len(records), want, err)
+		}
+		records = append(records, fetches.Records()...)
+	}
+	return records
+}
+
+func header(r *kgo.Record, key string) string {
+	for _, h := range r.Headers {
+		if h.Key == key {
+			return string(h.Value)
+		}
+	}
+	return ""
+}
+
+// await polls until check succeeds.
+func await(t *testing.T, what string, check func() error) {
+	t.Helper()
+	deadline := time.After(patience)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		select {
+		case <-deadline:
+			t.Fatalf("waited %s for %s: %v", patience, what, err)
+		case <-tick.C:
+		}
+	}
+}
+
+// classOf returns the class of a bridge's error.
+func classOf(err error) bridge.Class {
+	if e, ok := errors.AsType[*bridge.Error](err); ok {
+		return e.Class
+	}
+	return ""
+}
