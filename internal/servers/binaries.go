@@ -108,7 +108,7 @@ func unpack(jar, dir string) error {
 		if err != nil {
 			return err
 		}
-		defer compressed.Close() //nolint:errcheck // only read
+		defer compressed.Close()
 		plain, err := xz.NewReader(compressed, 0)
 		if err != nil {
 			return err

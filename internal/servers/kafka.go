@@ -21,7 +21,8 @@ const kafkaStartLimit = 2 * time.Minute
 // A Broker is one Kafka server, broker and controller in one process. Its PLAINTEXT listener asks for no
 // authentication; with an authorizer its clients may do everything (super.users=User:ANONYMOUS).
 //
-// Start, Stop, Kill and Close must not run at the same time; the other methods may be called anytime.
+// Start and Close must not run at the same time as a method that starts or ends the broker; the others may, for example
+// Kill while Stop waits.
 type Broker struct {
 	id      int
 	java    string
@@ -149,7 +150,7 @@ func (b *Broker) Start(ctx context.Context) error {
 // launch starts the broker's process.
 func (b *Broker) launch() error {
 	if b.process.running() {
-		return fmt.Errorf("start kafka node %d: it is running (process %d)", b.id, b.process.os.Pid)
+		return fmt.Errorf("start kafka node %d: it is running (process %d)", b.id, b.process.cmd.Process.Pid)
 	}
 	log, err := b.scratch.openLog()
 	if err != nil {

@@ -38,7 +38,8 @@ type PostgresOptions struct {
 
 // PG is a Postgres cluster with one server on a loopback port. Everybody may connect as the superuser postgres.
 //
-// Start, Stop, Kill, Restart, SetConf and Close must not run at the same time; the other methods may be called anytime.
+// Start, Restart and Close must not run at the same time as a method that starts or ends the server; the others may,
+// for example Kill while Stop waits.
 type PG struct {
 	version string
 	bin     string
@@ -158,7 +159,7 @@ func (pg *PG) Log() string { return pg.scratch.logTail() }
 // recovery if need be. It fails if the server is running.
 func (pg *PG) Start(ctx context.Context) error {
 	if pg.process.running() {
-		return fmt.Errorf("start postgres %s: it is running (process %d)", pg.version, pg.process.os.Pid)
+		return fmt.Errorf("start postgres %s: it is running (process %d)", pg.version, pg.process.cmd.Process.Pid)
 	}
 	log, err := pg.scratch.openLog()
 	if err != nil {

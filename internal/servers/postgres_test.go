@@ -146,7 +146,7 @@ func TestPostgresCloseAfterKill(t *testing.T) {
 		}
 		return string(segments)
 	}
-	pid := fmt.Sprintf(" %d ", pg.process.os.Pid) // in the column of the creator
+	pid := fmt.Sprintf(" %d ", pg.process.cmd.Process.Pid) // in the column of the creator
 	killErr := pg.Kill()
 	if !strings.Contains(memory(), pid) {
 		t.Errorf("want shared memory of process%sto be left by Kill, got:\n%s", pid, memory())

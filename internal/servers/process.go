@@ -23,9 +23,9 @@ func shutdownContext() (context.Context, context.CancelFunc) {
 
 // A process is a server process that was started.
 type process struct {
-	os   *os.Process
+	cmd  *exec.Cmd     // its ProcessState is valid when done is closed
 	done chan struct{} // closed when the process has ended
-	err  error         // how it ended; valid when done is closed
+	err  error         // of its end; valid when done is closed
 }
 
 // startProcess starts the command under account (nil: that of this process) and has the kernel send it the signal
@@ -38,15 +38,12 @@ type process struct {
 func startProcess(cmd *exec.Cmd, account *syscall.Credential, orphaned syscall.Signal) (*process, error) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Credential: account}
 	setParentDeathSignal(cmd.SysProcAttr, orphaned)
-	p := &process{done: make(chan struct{})}
+	p := &process{cmd: cmd, done: make(chan struct{})}
 	started := make(chan error)
 	go func() {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		err := cmd.Start()
-		if err == nil {
-			p.os = cmd.Process
-		}
 		started <- err
 		if err == nil {
 			p.err = cmd.Wait()
@@ -97,7 +94,7 @@ func (p *process) awaitReady(ctx context.Context, limit time.Duration, ready fun
 	go func() {
 		select {
 		case <-p.done:
-			abort(fmt.Errorf("it ended before it was ready (%v)", p.err))
+			abort(fmt.Errorf("it ended before it was ready (%v)", p.cmd.ProcessState))
 		case <-ctx.Done():
 		}
 	}()
@@ -119,8 +116,8 @@ func (p *process) stop(signal syscall.Signal) error {
 
 // signal sends the signal unless the process has ended.
 func (p *process) signal(signal syscall.Signal) error {
-	if err := p.os.Signal(signal); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return fmt.Errorf("send process %d the signal %v: %w", p.os.Pid, signal, err)
+	if err := p.cmd.Process.Signal(signal); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("send process %d the signal %v: %w", p.cmd.Process.Pid, signal, err)
 	}
 	return nil
 }
@@ -137,7 +134,7 @@ func (p *process) kill() error {
 	if err := p.signal(syscall.SIGSTOP); err != nil {
 		return err
 	}
-	children, err := childrenOf(p.os.Pid)
+	children, err := childrenOf(p.cmd.Process.Pid)
 	for _, pid := range children {
 		if killErr := syscall.Kill(pid, syscall.SIGKILL); killErr != nil && !errors.Is(killErr, syscall.ESRCH) {
 			err = errors.Join(err, fmt.Errorf("kill process %d: %w", pid, killErr))

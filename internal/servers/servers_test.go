@@ -77,7 +77,7 @@ func runChild(version string) error {
 	if err != nil {
 		return err
 	}
-	fmt.Println(pg.process.os.Pid, pg.scratch.dir)
+	fmt.Println(pg.process.cmd.Process.Pid, pg.scratch.dir)
 	_, err = io.Copy(io.Discard, os.Stdin)
 	return errors.Join(err, pg.Close())
 }
