@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 
@@ -30,8 +31,10 @@ type Options struct {
 	Metrics  *Metrics
 	// Until, if not 0, ends Run as soon as everything up to it is confirmed.
 	Until replication.LSN
-	// Dial, if not nil, opens the connections to brokers; for tests.
-	Dial sink.DialFunc
+	// Dial and DialPostgres, if not nil, open the connections to brokers and to Postgres;
+	// for tests.
+	Dial         sink.DialFunc
+	DialPostgres pgconn.DialFunc
 }
 
 // Bridge carries the events of one database.
@@ -42,8 +45,9 @@ type Bridge struct {
 	nonTransactional prometheus.Counter
 	commitToAck      prometheus.Observer
 	until            replication.LSN
-	replication      replication.Config // without Conn, which is read anew for each session
-	decode           decode.Config      // without what a session learns of the server
+	replication      replication.Config              // without Conn, which is read anew for each session
+	decode           decode.Config                   // without what a session learns of the server
+	connConfig       func() (*pgx.ConnConfig, error) // with the secrets as they are now
 	openSink         func(context.Context) (*sink.Kafka, error)
 	reached          context.CancelFunc // ends Run when Until is confirmed
 
@@ -88,15 +92,22 @@ func New(o Options) *Bridge {
 		b.replication.Tables = append(b.replication.Tables, required(table))
 	}
 	b.openSink = b.sinkOpener(o)
+	b.connConfig = func() (*pgx.ConnConfig, error) {
+		cfg, err := db.ConnConfig()
+		if err == nil && o.DialPostgres != nil {
+			cfg.DialFunc = o.DialPostgres
+		}
+		return cfg, err
+	}
 	b.enter(Starting)
 	return b
 }
 
 const (
-	backoffMin  = 250 * time.Millisecond
-	backoffMax  = 30 * time.Second
-	standbyWait = time.Second
-	logAgain    = time.Minute // for an error that repeats
+	backoffFirst = 250 * time.Millisecond
+	backoffLast  = 30 * time.Second
+	standbyWait  = time.Second
+	logAgain     = time.Minute // for an error that repeats
 )
 
 // Run runs sessions until ctx is done, which drains and returns nil, until Until is
@@ -105,7 +116,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 	stop, reached := context.WithCancel(ctx)
 	defer reached()
 	b.reached = reached
-	wait := backoffMin
+	wait := backoffFirst
 	for {
 		began := time.Now()
 		err := b.session(stop)
@@ -119,8 +130,8 @@ func (b *Bridge) Run(ctx context.Context) error {
 			b.failed(v, err)
 			return &Error{b.db.Name, v.class, v.hint, err}
 		}
-		if time.Since(began) > backoffMax {
-			wait = backoffMin // that one worked for a while
+		if time.Since(began) > backoffLast {
+			wait = backoffFirst // that one worked for a while
 		}
 		if stop.Err() == nil {
 			b.waiting(v, err)
@@ -136,9 +147,9 @@ func (b *Bridge) Run(ctx context.Context) error {
 
 // pause waits before the next session, and returns how long to wait the next time.
 func (b *Bridge) pause(stop context.Context, class Class, wait time.Duration) time.Duration {
-	next := min(2*wait, backoffMax)
+	next := min(2*wait, backoffLast)
 	if class == Standby {
-		wait, next = standbyWait, backoffMin
+		wait, next = standbyWait, backoffFirst
 	}
 	timer := time.NewTimer(wait/2 + rand.N(wait)) // jitter, for bridges that failed together
 	defer timer.Stop()
@@ -151,11 +162,13 @@ func (b *Bridge) pause(stop context.Context, class Class, wait time.Duration) ti
 
 // session opens a session and runs it to its end.
 func (b *Bridge) session(stop context.Context) error {
-	cfg, err := b.db.ConnConfig()
+	cfg, err := b.connConfig()
 	if err != nil {
 		return err
 	}
-	sql, err := replication.ConnectSQL(stop, cfg)
+	opening, cancel := context.WithTimeout(stop, openTimeout)
+	defer cancel()
+	sql, err := replication.ConnectSQL(opening, cfg)
 	if err != nil {
 		return err
 	}
@@ -163,7 +176,7 @@ func (b *Bridge) session(stop context.Context) error {
 	defer fail(nil)
 	s := &session{Bridge: b, fail: fail}
 	s.watch = &replication.Watch{Conn: sql, Slot: b.db.Slot, Every: watchEvery, Grace: b.db.ShutdownGrace, Report: b.slot}
-	if err := s.open(stop, cfg); err != nil {
+	if err := s.open(opening, cfg); err != nil {
 		_ = sql.Close(ctx) // it only read
 		return err
 	}
@@ -175,21 +188,25 @@ func (b *Bridge) session(stop context.Context) error {
 	return s.run(ctx, stop)
 }
 
-const watchEvery = 5 * time.Second
+const (
+	// openTimeout bounds the steps up to the stream; a network may swallow any of them.
+	openTimeout = 45 * time.Second
+	watchEvery  = 5 * time.Second
+)
 
 // open makes the parts of a session. The slot comes first: it is the lock between two
 // instances, and only its owner has business with Kafka.
-func (s *session) open(stop context.Context, cfg *pgx.ConnConfig) (err error) {
+func (s *session) open(ctx context.Context, cfg *pgx.ConnConfig) (err error) {
 	open := s.replication
 	open.Conn = cfg
-	if s.stream, err = replication.Open(stop, open, s.watch.Conn); err != nil {
+	if s.stream, err = replication.Open(ctx, open, s.watch.Conn); err != nil {
 		if classify(err).class == Standby {
-			s.standby(replication.Holder(stop, s.watch.Conn, s.db.Slot))
+			s.standby(replication.Holder(ctx, s.watch.Conn, s.db.Slot))
 		}
 		return err
 	}
-	if s.sink, err = s.openSink(stop); err != nil {
-		s.stream.Close(stop)
+	if s.sink, err = s.openSink(ctx); err != nil {
+		s.stream.Close(ctx)
 		return err
 	}
 	dec := s.decode

@@ -32,8 +32,10 @@ func NewMetrics(reg prometheus.Registerer, version, commit string) *Metrics {
 		return v
 	}
 	histogram := func(name, help string) *prometheus.HistogramVec {
-		v := prometheus.NewHistogramVec(prometheus.HistogramOpts{Namespace: "walferry", Name: name, Help: help,
-			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 18)}, // 0.5 ms to 65 s
+		v := prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Namespace: "walferry", Name: name, Help: help,
+			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 18),
+		}, // 0.5 ms to 65 s
 			[]string{"database"})
 		reg.MustRegister(v)
 		return v

@@ -118,6 +118,7 @@ func (s *session) drainWithin(ctx context.Context) {
 func (s *session) confirm(ctx context.Context, err error) error {
 	drained := err == nil
 	if !drained && !errors.Is(err, errDrainTimeout) && classify(err).class != Poison {
+		_ = s.feedback.Final() // a courtesy to consumers: what Postgres does not hear is sent again
 		return err
 	}
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), confirmTimeout)
@@ -141,7 +142,7 @@ const confirmTimeout = 3 * time.Second
 
 // awaitConfirmed reads confirmed_flush_lsn back.
 func (s *session) awaitConfirmed(ctx context.Context) error {
-	cfg, err := s.db.ConnConfig()
+	cfg, err := s.connConfig()
 	if err != nil {
 		return err
 	}

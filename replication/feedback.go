@@ -75,5 +75,5 @@ func (f *Feedback) Run(ctx context.Context) error {
 // Final sends the last status update, after Run has returned.
 func (f *Feedback) Final() error {
 	f.sent = f.Inflight.Flushed()
-	return f.Stream.send(f.sent, true, heartbeatMax)
+	return f.Stream.send(f.sent, true, time.Second)
 }

@@ -78,11 +78,15 @@ func ReadServer(ctx context.Context, conn *pgx.Conn) (Server, error) {
 	case recovery == "true":
 		return s, ErrInRecovery
 	case walLevel != "logical":
-		return s, &PreconditionError{"wal_level is " + walLevel,
-			"logical replication needs: ALTER SYSTEM SET wal_level = 'logical'; then restart Postgres"}
+		return s, &PreconditionError{
+			"wal_level is " + walLevel,
+			"logical replication needs: ALTER SYSTEM SET wal_level = 'logical'; then restart Postgres",
+		}
 	case encoding == "SQL_ASCII":
-		return s, &PreconditionError{fmt.Sprintf("database %q has encoding SQL_ASCII", s.Database),
-			"bytes that are not UTF-8 would stop the walsender for good; move the outbox to a database with a real encoding"}
+		return s, &PreconditionError{
+			fmt.Sprintf("database %q has encoding SQL_ASCII", s.Database),
+			"bytes that are not UTF-8 would stop the walsender for good; move the outbox to a database with a real encoding",
+		}
 	}
 	return s, nil
 }
@@ -98,13 +102,17 @@ func CheckPublication(ctx context.Context, conn *pgx.Conn, name string, tables [
 		from pg_catalog.pg_publication where pubname = $1`, name), &inserts, &viaRoot)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
-		return &PreconditionError{fmt.Sprintf("publication %q does not exist", name),
-			"run `walferry init`, or create the publication and, after it, a new slot: a slot older than its publication cannot decode what lies between"}
+		return &PreconditionError{
+			fmt.Sprintf("publication %q does not exist", name),
+			"run `walferry init`, or create the publication and, after it, a new slot: a slot older than its publication cannot decode what lies between",
+		}
 	case err != nil:
 		return fmt.Errorf("read publication %q: %w", name, err)
 	case !inserts:
-		return &PreconditionError{fmt.Sprintf("publication %q does not publish inserts", name),
-			fmt.Sprintf("ALTER PUBLICATION %s SET (publish = 'insert')", quote(name))}
+		return &PreconditionError{
+			fmt.Sprintf("publication %q does not publish inserts", name),
+			fmt.Sprintf("ALTER PUBLICATION %s SET (publish = 'insert')", quote(name)),
+		}
 	}
 	for _, t := range tables {
 		if err := checkTable(ctx, conn, name, viaRoot, t); err != nil {
@@ -131,16 +139,22 @@ func checkTable(ctx context.Context, conn *pgx.Conn, publication string, viaRoot
 		return fmt.Errorf("read table %s: %w", t, err)
 	}
 	if kind == "p" && !viaRoot {
-		return &PreconditionError{fmt.Sprintf("publication %q would publish the partitions of %s under their own names", publication, t),
-			fmt.Sprintf("ALTER PUBLICATION %s SET (publish_via_partition_root = true)", quote(publication))}
+		return &PreconditionError{
+			fmt.Sprintf("publication %q would publish the partitions of %s under their own names", publication, t),
+			fmt.Sprintf("ALTER PUBLICATION %s SET (publish_via_partition_root = true)", quote(publication)),
+		}
 	}
 	if persistence == "u" {
-		return &PreconditionError{fmt.Sprintf("table %s is unlogged, its rows are not in the WAL", t),
-			fmt.Sprintf("ALTER TABLE %s SET LOGGED", t)}
+		return &PreconditionError{
+			fmt.Sprintf("table %s is unlogged, its rows are not in the WAL", t),
+			fmt.Sprintf("ALTER TABLE %s SET LOGGED", t),
+		}
 	}
 	if published == "" {
-		return &PreconditionError{fmt.Sprintf("publication %q does not contain table %s", publication, t),
-			fmt.Sprintf("ALTER PUBLICATION %s ADD TABLE %s; rows inserted before are not published by it", quote(publication), t)}
+		return &PreconditionError{
+			fmt.Sprintf("publication %q does not contain table %s", publication, t),
+			fmt.Sprintf("ALTER PUBLICATION %s ADD TABLE %s; rows inserted before are not published by it", quote(publication), t),
+		}
 	}
 	return checkColumns(publication, t, columns, published)
 }
@@ -156,12 +170,16 @@ func checkColumns(publication string, t Table, columns, published string) error 
 	}
 	for _, c := range t.Columns {
 		if !slices.Contains(have, c) {
-			return &PreconditionError{fmt.Sprintf("table %s has no column %q", t, c),
-				"map the roles to the table's columns with outbox.columns; it has: " + strings.Join(have, ", ")}
+			return &PreconditionError{
+				fmt.Sprintf("table %s has no column %q", t, c),
+				"map the roles to the table's columns with outbox.columns; it has: " + strings.Join(have, ", "),
+			}
 		}
 		if p.AttNames != nil && !slices.Contains(p.AttNames, c) {
-			return &PreconditionError{fmt.Sprintf("publication %q leaves out column %q of %s", publication, c, t),
-				"take the column list off the table: ALTER PUBLICATION … SET TABLE"}
+			return &PreconditionError{
+				fmt.Sprintf("publication %q leaves out column %q of %s", publication, c, t),
+				"take the column list off the table: ALTER PUBLICATION … SET TABLE",
+			}
 		}
 	}
 	return nil

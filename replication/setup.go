@@ -87,8 +87,10 @@ func EnsureSlot(ctx context.Context, conn *pgx.Conn, server Server, name string,
 	}
 	if _, err := conn.Exec(ctx, SlotSQL(name, server.Version)); err != nil {
 		if ctx.Err() != nil {
-			return &PreconditionError{fmt.Sprintf("slot %q was not created in time: it waits for transactions that were open before", name),
-				"end them: SELECT pid, xact_start, application_name FROM pg_stat_activity WHERE backend_xid IS NOT NULL ORDER BY xact_start"}
+			return &PreconditionError{
+				fmt.Sprintf("slot %q was not created in time: it waits for transactions that were open before", name),
+				"end them: SELECT pid, xact_start, application_name FROM pg_stat_activity WHERE backend_xid IS NOT NULL ORDER BY xact_start",
+			}
 		}
 		return fmt.Errorf("create slot %q: %w", name, err)
 	}

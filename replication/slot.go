@@ -96,8 +96,10 @@ func (s *Slot) check(database string) error {
 	case s.plugin != "pgoutput":
 		return &PreconditionError{fmt.Sprintf("slot %q uses the output plugin %q, walferry reads pgoutput", s.Name, s.plugin), other}
 	case s.database != database:
-		return &PreconditionError{fmt.Sprintf("slot %q belongs to database %q, the connection is to %q", s.Name, s.database, database),
-			"correct the database in the DSN or the slot's name"}
+		return &PreconditionError{
+			fmt.Sprintf("slot %q belongs to database %q, the connection is to %q", s.Name, s.database, database),
+			"correct the database in the DSN or the slot's name",
+		}
 	case s.WALStatus == "lost" || s.InvalidationReason != "":
 		reason := s.InvalidationReason
 		if reason == "" {

@@ -157,7 +157,7 @@ func (s *Stream) Receive() (*Message, error) {
 		s.waiting.Store(true)
 		// Never a cancellable context here: pgconn would set deadlines for reading and
 		// writing, and meet Feedback's writes.
-		msg, err := s.conn.ReceiveMessage(context.Background())
+		msg, err := s.conn.ReceiveMessage(context.Background()) //nolint:forbidigo // see above
 		s.waiting.Store(false)
 		if err != nil {
 			if pgconn.Timeout(err) {
@@ -214,8 +214,10 @@ func (e *MalformedError) Error() string {
 // tells it from other warnings with the same SQLSTATE; texts are translated.
 func notice(n *pgproto3.NoticeResponse) error {
 	if n.Code == "55000" && n.File == "pgoutput.c" {
-		return &PreconditionError{"the server leaves out the publication, for it did not exist when this WAL was written",
-			"events of that period are not decodable: recreate the slot after the publication and publish what the table still holds"}
+		return &PreconditionError{
+			"the server leaves out the publication, for it did not exist when this WAL was written",
+			"events of that period are not decodable: recreate the slot after the publication and publish what the table still holds",
+		}
 	}
 	return nil
 }

@@ -22,7 +22,7 @@ func initCommand() *cobra.Command {
 		Args:    noArgs,
 	}
 	path := configFlag(cmd)
-	print := cmd.Flags().Bool("print", false, "only print the SQL, with the least-privilege role")
+	onlyPrint := cmd.Flags().Bool("print", false, "only print the SQL, with the least-privilege role")
 	timeout := cmd.Flags().Duration("timeout", time.Minute, "give up after this `duration`; creating a slot waits for open transactions")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		cfg, err := loadConfig(*path)
@@ -32,7 +32,7 @@ func initCommand() *cobra.Command {
 		ctx, cancel := context.WithTimeout(cmd.Context(), *timeout)
 		defer cancel()
 		for _, db := range cfg.Databases {
-			if *print {
+			if *onlyPrint {
 				sql, err := bridge.SetupSQL(db)
 				if err != nil {
 					return &configError{err}

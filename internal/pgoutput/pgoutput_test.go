@@ -19,12 +19,17 @@ func commitTime() time.Time { return time.Date(2026, 3, 8, 13, 0, 0, 123_456_000
 func TestParse(t *testing.T) {
 	local := commitTime().Local() // pglogrepl returns local times
 	row := []pgoutput.Value{
-		pgoutput.Text("42"), pgoutput.Text([]byte{}), pgoutput.Null(), {},
+		pgoutput.Text("42"), pgoutput.Text([]byte{}), pgoutput.Null(),
+		{},
 		pgoutput.UnchangedToast(), pgoutput.Binary([]byte{0, 1, 255}),
 	}
 	parsedRow := []*pglogrepl.TupleDataColumn{
-		{DataType: 't', Length: 2, Data: []byte("42")}, {DataType: 't', Data: []byte{}}, {DataType: 'n'}, {DataType: 'n'},
-		{DataType: 'u'}, {DataType: 'b', Length: 3, Data: []byte{0, 1, 255}},
+		{DataType: 't', Length: 2, Data: []byte("42")},
+		{DataType: 't', Data: []byte{}},
+		{DataType: 'n'},
+		{DataType: 'n'},
+		{DataType: 'u'},
+		{DataType: 'b', Length: 3, Data: []byte{0, 1, 255}},
 	}
 	key := []pgoutput.Value{pgoutput.Text("41"), pgoutput.Null()}
 	parsedKey := []*pglogrepl.TupleDataColumn{{DataType: 't', Length: 2, Data: []byte("41")}, {DataType: 'n'}}

@@ -55,7 +55,8 @@ func TestEndOfStream(t *testing.T) {
 		{"orderly", (*walsender.Session).EndStream, []string{"COPY 0", "failed: unexpected EOF"}, false},
 		{
 			"error", func(c *walsender.Session) { c.SendError("42704", `publication "p" does not exist`) },
-			[]string{`ERROR 42704: publication "p" does not exist`, "*pgproto3.ReadyForQuery"}, true,
+			[]string{`ERROR 42704: publication "p" does not exist`, "*pgproto3.ReadyForQuery"},
+			true,
 		},
 		{
 			"notice and raw messages", func(c *walsender.Session) {
@@ -63,7 +64,8 @@ func TestEndOfStream(t *testing.T) {
 				c.Send(&pgproto3.CopyDone{})
 				c.SendFatal("XX000", "no more")
 			},
-			[]string{`WARNING 55000: skipped loading publication "p"`, "*pgproto3.CopyDone", "FATAL XX000: no more"}, false,
+			[]string{`WARNING 55000: skipped loading publication "p"`, "*pgproto3.CopyDone", "FATAL XX000: no more"},
+			false,
 		},
 	}
 	for _, tt := range tests {

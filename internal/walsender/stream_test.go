@@ -110,8 +110,10 @@ func TestWhatIsSentAgain(t *testing.T) {
 		{"commit_lsn confirmed", func(a, _ walsender.Committed) pglogrepl.LSN { return a.CommitLSN }, nil, "abc"},
 		{"end_lsn confirmed", func(a, _ walsender.Committed) pglogrepl.LSN { return a.EndLSN }, nil, "bc"},
 		{"end_lsn+1 loses its neighbour", func(a, _ walsender.Committed) pglogrepl.LSN { return a.EndLSN + 1 }, nil, "c"},
-		{"asked for what is confirmed", func(_, b walsender.Committed) pglogrepl.LSN { return b.EndLSN },
-			func(a, _ walsender.Committed) pglogrepl.LSN { return a.CommitLSN }, "c"},
+		{
+			"asked for what is confirmed", func(_, b walsender.Committed) pglogrepl.LSN { return b.EndLSN },
+			func(a, _ walsender.Committed) pglogrepl.LSN { return a.CommitLSN }, "c",
+		},
 		{"asked for a later start", nil, func(a, _ walsender.Committed) pglogrepl.LSN { return a.EndLSN }, "bc"},
 	}
 	for _, tt := range tests {

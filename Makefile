@@ -1,0 +1,94 @@
+# `make` alone lists the targets. Nothing here needs root or Docker. The
+# integration tests run real servers, which need Java 17+ and Maven once.
+
+GO ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+COMMIT ?= $(shell git rev-parse --verify --short HEAD 2>/dev/null || echo unknown)
+FUZZTIME ?= 60s
+GOLANGCI_LINT_VERSION := v2.15.0
+
+# Without a usable home directory every cache moves under .cache: Go's, the
+# linter's, and those of the servers.
+ifneq ($(shell test -n "$$HOME" && test -w "$$HOME" && echo usable),usable)
+export HOME := $(CURDIR)/.cache/home
+endif
+
+# Go's own stamping runs git, also for tests, and fails where git distrusts the
+# directory's owner. The version comes from VERSION and COMMIT alone.
+export GOFLAGS := $(shell $(GO) env GOFLAGS) -buildvcs=false
+LDFLAGS = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
+
+GOLANGCI_LINT := .cache/bin/golangci-lint-$(GOLANGCI_LINT_VERSION)
+
+# A recipe runs this as `$(unit_packages) && go test $$packages`, so that a
+# package that does not load stops it.
+unit_packages = all=$$($(GO) list ./...) && packages=$$(echo "$$all" | grep -v '/test/integration')
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## Build the static binaries bin/walferry and bin/walferry-demo
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/walferry ./cmd/walferry-demo
+
+.PHONY: demo
+demo: build ## Run the demo: Postgres to Kafka on this machine (EVENTS=n sets how many events)
+	bin/walferry-demo $(if $(EVENTS),--events $(EVENTS))
+
+# The fuzz targets' seeds are ordinary tests to `go test`: unit runs them all.
+.PHONY: test
+test: vet lint unit integration ## Run everything a change must pass: vet, lint, unit with fuzz seeds, integration
+
+.PHONY: vet
+vet: ## Run go vet
+	$(GO) vet ./...
+
+.PHONY: lint
+lint: $(GOLANGCI_LINT) ## Run golangci-lint, formatting included
+	$(GOLANGCI_LINT) run ./...
+
+.PHONY: fmt
+fmt: $(GOLANGCI_LINT) ## Format the code the way lint wants it
+	$(GOLANGCI_LINT) fmt ./...
+
+.PHONY: unit
+unit: ## Run the unit tests and every fuzz seed under the race detector
+	$(unit_packages) && CGO_ENABLED=1 $(GO) test -race $$packages
+
+.PHONY: fuzz
+fuzz: ## Fuzz each target for FUZZTIME (60s)
+	@grep -rHo --include='*_test.go' --exclude-dir=.cache '^func Fuzz[A-Za-z0-9_]*' . | \
+	while IFS=: read -r file func; do \
+		name=$${func#func }; \
+		echo "$(GO) test -fuzz $$name $$(dirname "$$file")"; \
+		$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$(dirname "$$file")" </dev/null || exit 1; \
+	done
+
+.PHONY: servers
+servers: ## Fetch Postgres and Kafka for the integration tests into .cache, once
+	sh test/servers/fetch.sh
+
+.PHONY: integration
+integration: servers build ## Run the tests against real Postgres and Kafka servers
+	CGO_ENABLED=1 $(GO) test -race -timeout 20m -count=1 ./test/integration/...
+
+.PHONY: cover
+cover: ## Measure the unit tests' coverage into cover.out
+	$(unit_packages) && $(GO) test -coverprofile=cover.out $$packages
+	$(GO) tool cover -func=cover.out | tail -n 1
+
+.PHONY: clean
+clean: ## Remove what build and cover made (.cache keeps the linter and the servers)
+	rm -rf bin cover.out
+
+# Built from source, so that the linter runs with the Go that builds the code.
+# GOFLAGS is cleared: flags meant for this module would break another's build.
+$(GOLANGCI_LINT):
+	GOFLAGS= CGO_ENABLED=0 GOBIN='$(CURDIR)/.cache/bin' $(GO) install -trimpath -ldflags '-s -w' \
+		github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION)
+	mv .cache/bin/golangci-lint $@

@@ -1,0 +1,290 @@
+package bridge
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/walferry/walferry/bridge/config"
+	"github.com/walferry/walferry/internal/pgoutput"
+	"github.com/walferry/walferry/internal/walsender"
+	"github.com/walferry/walferry/replication"
+)
+
+// rig is a bridge between a scripted walsender and a fake Kafka, all in one synctest
+// bubble: time is fake, and a goroutine that is left over fails the test.
+type rig struct {
+	t       *testing.T
+	pg      *walsender.Server
+	kafka   *kfake.Cluster
+	network *kfake.VirtualNetwork
+	bridge  *Bridge
+	log     *logBuffer
+	stop    context.CancelFunc
+	ended   chan error
+	seen    lsns
+	muted   atomic.Bool // what the server sends never arrives
+}
+
+// muteConn is a connection behind a network that has gone away without a word.
+type muteConn struct {
+	net.Conn
+	muted *atomic.Bool
+}
+
+func (c muteConn) Read(b []byte) (int, error) {
+	for {
+		n, err := c.Conn.Read(b)
+		if err != nil || !c.muted.Load() {
+			return n, err
+		}
+	}
+}
+
+// lsns are those that the server has sent, and so the only ones that may come back.
+type lsns struct {
+	mu   sync.Mutex
+	sent map[replication.LSN]bool
+}
+
+func (l *lsns) add(lsn replication.LSN) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.sent[lsn] = true
+}
+
+type logBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+const secretPayload = "s3cret-payload"
+
+var (
+	outboxRelation = pgoutput.Relation{ID: 16400, Namespace: "public", Name: "outbox", ReplicaIdentity: 'd', Columns: []pgoutput.Column{
+		{Key: true, Name: "id", TypeOID: 2950, TypeMod: -1},
+		{Name: "aggregatetype", TypeOID: 1043, TypeMod: -1},
+		{Name: "aggregateid", TypeOID: 1043, TypeMod: -1},
+		{Name: "type", TypeOID: 1043, TypeMod: -1},
+		{Name: "payload", TypeOID: 3802, TypeMod: -1},
+	}}
+	otherRelation = pgoutput.Relation{ID: 16500, Namespace: "public", Name: "orders", ReplicaIdentity: 'd', Columns: []pgoutput.Column{
+		{Name: "id", TypeOID: 20, TypeMod: -1},
+	}}
+)
+
+// event is a row of the outbox.
+func event(n int) walsender.Change {
+	return walsender.Insert(outboxRelation, pgoutput.Text(fmt.Sprintf("id-%d", n)), pgoutput.Text("order"),
+		pgoutput.Text("key"), pgoutput.Text("T"), pgoutput.Text(fmt.Sprintf(`{"n": %d, "s": %q}`, n, secretPayload)))
+}
+
+func text(s string) *string { return &s }
+
+// newRig starts the two servers. senderTimeout is the server's wal_sender_timeout.
+func newRig(t *testing.T, senderTimeout time.Duration, edit func(*walsender.Config, *config.Config)) *rig {
+	t.Helper()
+	r := &rig{t: t, network: &kfake.VirtualNetwork{}, log: &logBuffer{}, seen: lsns{sent: map[replication.LSN]bool{}}}
+	var err error
+	r.kafka, err = kfake.NewCluster(kfake.NumBrokers(1), kfake.ListenFn(r.network.Listen),
+		kfake.SeedTopics(1, "outbox.event.order"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(r.kafka.Close)
+	cfg, err := config.Parse("rig.yaml", []byte(`
+databases:
+  - {name: shop, dsn: "postgres://walferry@127.0.0.1:5432/shop?sslmode=disable", slot: walferry, publication: walferry, outbox: [{table: public.outbox}]}
+kafka:
+  brokers: ["localhost:9092"]
+`), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.Kafka.Brokers = r.kafka.ListenAddrs()
+	sender := walsender.Config{Slot: "walferry", Start: 0x1500000, SystemID: "7000", Timeline: 1, SenderTimeout: senderTimeout}
+	if edit != nil {
+		edit(&sender, cfg)
+	}
+	r.seen.add(sender.Start)
+	r.pg = walsender.New(sender)
+	t.Cleanup(r.pg.Close)
+	r.answerSQL(senderTimeout)
+	r.bridge = New(Options{
+		Database: cfg.Databases[0], Kafka: cfg.Kafka, Dial: r.network.DialContext,
+		Log: zerolog.New(r.log).Level(zerolog.DebugLevel), Metrics: NewMetrics(prometheus.NewRegistry(), "test", "test"),
+		DialPostgres: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			conn, err := r.pg.Dial(ctx, network, addr)
+			return muteConn{conn, &r.muted}, err
+		},
+	})
+	return r
+}
+
+// answerSQL answers the bridge's queries as a server does that is set up well.
+func (r *rig) answerSQL(senderTimeout time.Duration) {
+	row := func(tag string, values ...*string) {
+		columns := make([]string, len(values))
+		for i := range columns {
+			columns[i] = fmt.Sprintf("c%d", i)
+		}
+		r.pg.Handle(tag, func(string) walsender.Result {
+			return walsender.Result{Columns: columns, Rows: [][]*string{values}, Tag: "SELECT 1"}
+		})
+	}
+	row("server", text("180001"), text("logical"), text("false"), text("UTF8"), text("shop"), text(fmt.Sprint(senderTimeout.Milliseconds())))
+	row("publication", text("true"), text("true"))
+	row("table", text("r"), text("p"), text(`["id","aggregatetype","aggregateid","type","payload"]`), text("{}"))
+	row("holder", text("pid 1 application somebody"))
+	r.pg.Handle("slot", func(string) walsender.Result {
+		confirmed, end := r.pg.Confirmed().String(), r.pg.WALEnd().String()
+		return walsender.Result{
+			Columns: strings.Split("plugin slot_type database active active_pid restart confirmed wal_status safe reason server", " "),
+			Rows: [][]*string{{
+				text("pgoutput"), text("logical"), text("shop"), text("false"), text(""), text(confirmed), text(confirmed),
+				text("reserved"), text("-1"), text(""), text(end),
+			}}, Tag: "SELECT 1",
+		}
+	})
+}
+
+// start runs the bridge until finish.
+func (r *rig) start() {
+	ctx, stop := context.WithCancel(r.t.Context())
+	r.stop, r.ended = stop, make(chan error, 1)
+	go func() { r.ended <- r.bridge.Run(ctx) }()
+	synctest.Wait()
+}
+
+// finish drains the bridge and checks what must hold for every run: the acknowledgement
+// rules, and that no log line shows data.
+func (r *rig) finish() error {
+	r.t.Helper()
+	r.stop()
+	err := <-r.ended
+	r.checkUpdates()
+	if strings.Contains(r.log.String(), secretPayload) {
+		r.t.Errorf("I18: the log shows a payload:\n%s", r.log)
+	}
+	return err
+}
+
+// commit commits a transaction and notes what the server sends of it.
+func (r *rig) commit(changes ...walsender.Change) walsender.Committed {
+	c := r.pg.Commit(changes)
+	r.seen.add(c.EndLSN)
+	return c
+}
+
+// checkUpdates judges every status update: I1, I4, I5.
+func (r *rig) checkUpdates() {
+	r.t.Helper()
+	r.seen.add(r.pg.WALEnd())
+	var last replication.LSN
+	for i, u := range r.pg.Updates() {
+		if u.Write != u.Flush || u.Flush != u.Apply {
+			r.t.Errorf("I5: update %d: write %s, flush %s, apply %s", i, u.Write, u.Flush, u.Apply)
+		}
+		if u.Flush == 0 {
+			r.t.Errorf("I5: update %d confirms 0/0", i)
+		}
+		if u.Flush < last {
+			r.t.Errorf("I1: update %d goes back from %s to %s", i, last, u.Flush)
+		}
+		if !r.seen.sent[u.Flush] {
+			r.t.Errorf("I4: update %d confirms %s, which the server never sent", i, u.Flush)
+		}
+		last = u.Flush
+	}
+}
+
+// sleep lets fake time pass.
+func sleep(d time.Duration) {
+	<-time.After(d)
+	synctest.Wait()
+}
+
+// delivered returns the ids in the topic, in order.
+func (r *rig) delivered() (ids []string) {
+	r.t.Helper()
+	client, err := kgo.NewClient(kgo.SeedBrokers(r.kafka.ListenAddrs()...), kgo.Dialer(r.network.DialContext),
+		kgo.ConsumeTopics("outbox.event.order"), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer client.Close()
+	ctx, cancel := context.WithTimeout(r.t.Context(), 10*time.Second)
+	defer cancel()
+	for {
+		fetches := client.PollFetches(ctx)
+		if ctx.Err() != nil {
+			return ids // ten quiet seconds of fake time
+		}
+		for _, record := range fetches.Records() {
+			for _, h := range record.Headers {
+				if h.Key == "id" {
+					ids = append(ids, string(h.Value))
+				}
+			}
+		}
+	}
+}
+
+// holdProduce leaves produce requests without an answer until release is called.
+func (r *rig) holdProduce() (release func()) {
+	held := make(chan struct{})
+	r.kafka.ControlKey(int16(kmsg.Produce), func(kmsg.Request) (kmsg.Response, error, bool) {
+		r.kafka.KeepControl()
+		r.kafka.SleepControl(func() { <-held })
+		return nil, nil, false
+	})
+	return sync.OnceFunc(func() { close(held) })
+}
+
+// failProduce answers one produce request with an error; after says after how many good ones.
+func (r *rig) failProduce(after int, with *kerr.Error) {
+	r.kafka.ControlKey(int16(kmsg.Produce), func(request kmsg.Request) (kmsg.Response, error, bool) {
+		r.kafka.KeepControl()
+		if after--; after != -1 {
+			return nil, nil, false
+		}
+		response := request.ResponseKind().(*kmsg.ProduceResponse)
+		for _, topic := range request.(*kmsg.ProduceRequest).Topics {
+			t := kmsg.NewProduceResponseTopic()
+			t.Topic, t.TopicID = topic.Topic, topic.TopicID
+			for _, partition := range topic.Partitions {
+				p := kmsg.NewProduceResponseTopicPartition()
+				p.Partition, p.ErrorCode = partition.Partition, with.Code
+				t.Partitions = append(t.Partitions, p)
+			}
+			response.Topics = append(response.Topics, t)
+		}
+		return response, nil, true
+	})
+}
