@@ -241,20 +241,37 @@ func (s *Stream) setReadDeadline(t time.Time) {
 	_ = s.conn.Conn().SetReadDeadline(t) // it fails on a closed connection only, as will Receive
 }
 
-// send tells the server that everything before lsn is safe. write, flush and apply are
-// always set and equal: pglogrepl would put the write position for a missing flush
-// position and so confirm what is not safe.
+// send tells the server that everything before lsn is safe.
+//
+// It writes to the connection itself and not through pgconn, whose own goroutine may write
+// to the same buffer once a Receive has failed.
 func (s *Stream) send(lsn LSN, reply bool, timeout time.Duration) error {
-	if err := s.conn.Conn().SetWriteDeadline(time.Now().Add(timeout)); err != nil {
-		return fmt.Errorf("confirm %s to slot %q: %w", lsn, s.slot, err)
+	now := time.Now()
+	err := s.conn.Conn().SetWriteDeadline(now.Add(timeout))
+	if err == nil {
+		_, err = s.conn.Conn().Write(statusUpdate(lsn, now, reply))
 	}
-	err := pglogrepl.SendStandbyStatusUpdate(context.Background(), s.conn, pglogrepl.StandbyStatusUpdate{ //nolint:forbidigo // pglogrepl ignores it; see Receive
-		WALWritePosition: lsn, WALFlushPosition: lsn, WALApplyPosition: lsn, ReplyRequested: reply,
-	})
 	if err != nil {
 		return fmt.Errorf("confirm %s to slot %q: %w", lsn, s.slot, err)
 	}
 	return nil
+}
+
+// statusUpdate encodes a standby status update as CopyData. write, flush and apply are always
+// set and equal: a library that puts the write position for a flush position of zero
+// confirms what is not safe.
+func statusUpdate(lsn LSN, now time.Time, reply bool) []byte {
+	const pgEpoch = 946684800 * 1_000_000 // 2000-01-01 in microseconds of Unix time
+	b := make([]byte, 0, 39)
+	b = append(b, 'd', 0, 0, 0, 38, pglogrepl.StandbyStatusUpdateByteID)
+	for range 3 {
+		b = binary.BigEndian.AppendUint64(b, uint64(lsn))
+	}
+	b = binary.BigEndian.AppendUint64(b, uint64(now.UnixMicro()-pgEpoch))
+	if reply {
+		return append(b, 1)
+	}
+	return append(b, 0)
 }
 
 // Close ends the stream and frees the slot.
