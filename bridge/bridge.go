@@ -162,60 +162,50 @@ func (b *Bridge) pause(stop context.Context, class Class, wait time.Duration) ti
 
 // session opens a session and runs it to its end.
 func (b *Bridge) session(stop context.Context) error {
-	cfg, err := b.connConfig()
-	if err != nil {
-		return err
-	}
-	opening, cancel := context.WithTimeout(stop, openTimeout)
-	defer cancel()
-	sql, err := replication.ConnectSQL(opening, cfg)
-	if err != nil {
-		return err
-	}
 	ctx, fail := context.WithCancelCause(context.WithoutCancel(stop))
 	defer fail(nil)
 	s := &session{Bridge: b, fail: fail}
-	s.watch = &replication.Watch{Conn: sql, Slot: b.db.Slot, Every: watchEvery, Grace: b.db.ShutdownGrace, Report: b.slot}
-	if err := s.open(opening, cfg); err != nil {
-		_ = sql.Close(ctx) // it only read
+	opening, cancel := context.WithTimeout(stop, openTimeout)
+	defer cancel()
+	if err := s.open(opening); err != nil {
 		return err
 	}
-	defer s.sink.Close()
 	defer s.stream.Close(ctx)
-	b.enter(Streaming)
-	b.log.Info().Stringer("confirmed_lsn", s.stream.Start).Str("system_id", s.stream.SystemID).
-		Int("server_version", s.stream.Server.Version).Msg("streaming")
 	return s.run(ctx, stop)
 }
 
 const (
 	// openTimeout bounds the steps up to the stream; a network may swallow any of them.
-	openTimeout = 45 * time.Second
+	openTimeout = 30 * time.Second
 	watchEvery  = 5 * time.Second
 )
 
-// open makes the parts of a session. The slot comes first: it is the lock between two
-// instances, and only its owner has business with Kafka.
-func (s *session) open(ctx context.Context, cfg *pgx.ConnConfig) (err error) {
-	open := s.replication
-	open.Conn = cfg
-	if s.stream, err = replication.Open(ctx, open, s.watch.Conn); err != nil {
-		if classify(err).class == Standby {
-			s.standby(replication.Holder(ctx, s.watch.Conn, s.db.Slot))
-		}
+// open makes all parts of a session but the sink. The slot comes first: it is the lock
+// between two instances, and only its owner has business with Kafka.
+func (s *session) open(ctx context.Context) error {
+	cfg, err := s.connConfig()
+	if err != nil {
 		return err
 	}
-	if s.sink, err = s.openSink(ctx); err != nil {
-		s.stream.Close(ctx)
+	sql, err := replication.ConnectSQL(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	open := s.replication
+	open.Conn = cfg
+	if s.stream, err = replication.Open(ctx, open, sql); err != nil {
+		if classify(err).class == Standby {
+			s.standby(replication.Holder(ctx, sql, s.db.Slot))
+		}
+		_ = sql.Close(ctx) // it only read
 		return err
 	}
 	dec := s.decode
 	dec.SystemID = s.stream.SystemID
 	dec.Timeline = func(l decode.LSN) uint32 { return s.stream.Timelines.Of(replication.LSN(l)) }
 	s.decoder = decode.NewDecoder(dec)
-	s.inflight = replication.NewInflight(s.stream.Start, replication.Hooks{
-		Failed: s.fail, Finished: s.finished,
-	})
+	s.inflight = replication.NewInflight(s.stream.Start, replication.Hooks{Failed: s.fail, Finished: s.finished})
 	s.feedback = &replication.Feedback{Stream: s.stream, Inflight: s.inflight, Tick: s.tick}
+	s.watch = &replication.Watch{Conn: sql, Slot: s.db.Slot, Every: watchEvery, Grace: s.db.ShutdownGrace, Report: s.slot}
 	return nil
 }

@@ -37,7 +37,8 @@ type rig struct {
 	stop    context.CancelFunc
 	ended   chan error
 	seen    lsns
-	muted   atomic.Bool // what the server sends never arrives
+	muted   atomic.Bool // what Postgres sends never arrives
+	noKafka atomic.Bool // connections to brokers never come about
 }
 
 // muteConn is a connection behind a network that has gone away without a word.
@@ -137,7 +138,7 @@ kafka:
 	t.Cleanup(r.pg.Close)
 	r.answerSQL(senderTimeout)
 	r.bridge = New(Options{
-		Database: cfg.Databases[0], Kafka: cfg.Kafka, Dial: r.network.DialContext,
+		Database: cfg.Databases[0], Kafka: cfg.Kafka, Dial: r.dialKafka,
 		Log: zerolog.New(r.log).Level(zerolog.DebugLevel), Metrics: NewMetrics(prometheus.NewRegistry(), "test", "test"),
 		DialPostgres: func(ctx context.Context, network, addr string) (net.Conn, error) {
 			conn, err := r.pg.Dial(ctx, network, addr)
@@ -145,6 +146,14 @@ kafka:
 		},
 	})
 	return r
+}
+
+func (r *rig) dialKafka(ctx context.Context, network, addr string) (net.Conn, error) {
+	if r.noKafka.Load() {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	return r.network.DialContext(ctx, network, addr)
 }
 
 // answerSQL answers the bridge's queries as a server does that is set up well.

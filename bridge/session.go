@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"sync"
@@ -74,9 +75,10 @@ func (s *session) pump(ctx, stop context.Context) error {
 	}
 }
 
-// run pumps until stop is done or something fails. Beside the pump there are two
-// goroutines: Feedback, which alone writes to the stream, and Watch. The order at the end:
-// pump, Kafka, Feedback and Watch, the last status update, stream, Kafka client.
+// run opens the sink and pumps until stop is done or something fails. Beside the pump there
+// are two goroutines: Feedback, which alone writes to the stream, and Watch. They start
+// before Kafka is asked for anything, so that Postgres never waits for Kafka. The order at
+// the end: pump, Kafka, Feedback and Watch, the last status update, stream, Kafka client.
 func (s *session) run(ctx, stop context.Context) error {
 	beside, end := context.WithCancel(ctx)
 	var wg sync.WaitGroup
@@ -91,18 +93,40 @@ func (s *session) run(ctx, stop context.Context) error {
 	defer context.AfterFunc(stop, s.stream.Interrupt)()
 	defer context.AfterFunc(stop, func() { s.drainWithin(ctx) })()
 
-	err := s.pump(ctx, stop)
-	if err == nil || classify(err).class == Poison { // what precedes a poisonous event counts
-		s.enter(Draining)
-		s.drainWithin(ctx)
-		err = errors.Join(err, s.sink.Flush(ctx))
-	}
-	if cause := context.Cause(ctx); cause != nil {
-		err = cause
-	}
+	err := s.publish(ctx, stop)
 	end()
 	wg.Wait()
 	return s.confirm(ctx, err)
+}
+
+// publish runs the pump with a sink, and waits for the last acknowledgements when it has
+// come to an end that leaves the stream whole.
+func (s *session) publish(ctx, stop context.Context) error {
+	opening, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(stop, cancel)()
+	var err error
+	if s.sink, err = s.openSink(opening); err != nil {
+		return cmp.Or(context.Cause(ctx), stop.Err(), err)
+	}
+	defer s.sink.Close()
+	s.enter(Streaming)
+	s.log.Info().Stringer("confirmed_lsn", s.stream.Start).Str("system_id", s.stream.SystemID).
+		Int("server_version", s.stream.Server.Version).Msg("streaming")
+
+	err = s.pump(ctx, stop)
+	if ctx.Err() != nil {
+		return context.Cause(ctx) // says more than what the pump saw of it
+	}
+	if err != nil && classify(err).class != Poison {
+		return err
+	}
+	s.enter(Draining)
+	s.drainWithin(ctx)
+	if flushed := s.sink.Flush(ctx); err == nil && flushed != nil {
+		err = cmp.Or(context.Cause(ctx), flushed)
+	}
+	return err // poison, for which what precedes it has been waited for, or nil
 }
 
 // errDrainTimeout ends a session that has been draining for drain_timeout.

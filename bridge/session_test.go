@@ -503,3 +503,52 @@ func TestUntilEndsTheRun(t *testing.T) {
 		_ = r.finish()
 	})
 }
+
+// I13, and no broker answers at all.
+func TestAShutdownOfPostgresIsNotHeldUpWhileKafkaIsUnreachable(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newRig(t, time.Minute, nil)
+		r.noKafka.Store(true)
+		r.start()
+		sleep(time.Second)
+		if r.pg.Holder() == nil {
+			t.Fatal("the slot is not held: this test shows nothing")
+		}
+		r.commit(event(0))
+		began := time.Now()
+		r.pg.Shutdown()
+		for r.pg.Holder() != nil {
+			sleep(50 * time.Millisecond)
+			if time.Since(began) > 6*time.Second {
+				t.Fatal("the walsender is still held 6 s after the shutdown began, shutdown_grace is 5s")
+			}
+		}
+		if s := r.bridge.Status(); s.Ready {
+			t.Errorf("ready without Kafka and Postgres: %+v", s)
+		}
+		_ = r.finish()
+	})
+}
+
+// The poison is reported although what precedes it cannot be acknowledged in time.
+func TestPoisonIsReportedAlthoughTheDrainTimesOut(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newRig(t, time.Minute, nil)
+		release := r.holdProduce()
+		defer release()
+		r.start()
+		start := r.pg.Confirmed()
+		r.commit(event(0))
+		r.commit(walsender.Insert(outboxRelation, pgoutput.Text("id-x"), pgoutput.Null(), pgoutput.Text("k"), pgoutput.Text("T"), pgoutput.Text("{}")))
+		err := <-r.ended
+		r.ended <- err
+		if classOf(err) != Poison {
+			t.Errorf("ended with %v, want poison", err)
+		}
+		if got := r.pg.Confirmed(); got != start {
+			t.Errorf("confirmed %s, want nothing past %s", got, start)
+		}
+		release()
+		_ = r.finish()
+	})
+}

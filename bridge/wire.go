@@ -42,7 +42,7 @@ func (b *Bridge) sinkOpener(o Options) func(context.Context) (*sink.Kafka, error
 		Compression: compression(k.Compression), Linger: k.Linger,
 		MaxBuffered: int(k.MaxBuffered), MaxRecord: int(k.MaxRecord),
 		CreateTopics: k.Topics.Create, PositionHeader: k.PositionHeader,
-		Topics: sink.NewTopics(), Logger: kafkaLogger{b.log},
+		Topics: &sink.Topics{}, Logger: kafkaLogger{b.log},
 		Created: func(topic string) {
 			b.log.Info().Str("topic", topic).Msg("created a missing topic with the broker's defaults")
 		},

@@ -30,7 +30,7 @@ func testConfig(c *kfake.Cluster) Config {
 	return Config{
 		Brokers: c.ListenAddrs(), ClientID: "test", Compression: kgo.Lz4Compression(),
 		MaxBuffered: 8 << 20, MaxRecord: 1 << 20, CreateTopics: true, PositionHeader: "walferry-position",
-		Routes: []Route{{Topic: "outbox.event.{aggregatetype}"}}, Topics: NewTopics(),
+		Routes: []Route{{Topic: "outbox.event.{aggregatetype}"}}, Topics: &Topics{},
 	}
 }
 

@@ -54,20 +54,15 @@ func newRouter(routes []Route, positionHeader string, maxRecord int) router {
 // fill makes r the record of ev. It makes the one copy of the event's bytes; r
 // aliases nothing of ev. Its errors are *PoisonError.
 func (rt *router) fill(r *record, ev *decode.Event) error {
-	topic, ok := rt.topics[ev.Source][string(ev.AggregateType)]
-	if !ok {
-		var err error
-		if topic, err = rt.topic(ev); err != nil {
-			return err
-		}
-		rt.topics[ev.Source][string(ev.AggregateType)] = topic
+	topic, err := rt.topic(ev)
+	if err != nil {
+		return err
 	}
 	r.position = ev.Position
 	b := r.bytes[:0]
 	b = append(b, ev.AggregateID...)
 	key := len(b)
-	b, err := appendPayload(b, ev)
-	if err != nil {
+	if b, err = appendPayload(b, ev); err != nil {
 		return &PoisonError{ev.Position, topic, err.Error()}
 	}
 	value := len(b)
@@ -120,14 +115,22 @@ func appendPayload(b []byte, ev *decode.Event) ([]byte, error) {
 	return b, nil
 }
 
-// topic builds the name of the topic for ev and refuses one that Kafka would not
-// take, or that is Kafka's own: the name comes out of a row that anybody may have written.
+// topic returns the name of the topic for ev and refuses one that Kafka would not take, or
+// that is Kafka's own: the name comes out of a row that anybody may have written.
 func (rt *router) topic(ev *decode.Event) (string, error) {
-	name := strings.ReplaceAll(rt.routes[ev.Source].Topic, topicPlaceholder, string(ev.AggregateType))
+	template := rt.routes[ev.Source].Topic
+	if !strings.Contains(template, topicPlaceholder) {
+		return template, nil // and no memory of aggregate types, of which there may be any number
+	}
+	if name, ok := rt.topics[ev.Source][string(ev.AggregateType)]; ok {
+		return name, nil
+	}
+	name := strings.ReplaceAll(template, topicPlaceholder, string(ev.AggregateType))
 	if reason := illegalTopic(name); reason != "" {
 		// The name is not shown: it holds data.
 		return "", &PoisonError{ev.Position, "", "its aggregate type does not make a legal topic name: " + reason}
 	}
+	rt.topics[ev.Source][string(ev.AggregateType)] = name
 	return name, nil
 }
 

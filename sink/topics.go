@@ -12,27 +12,9 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// Topics remembers, over all sinks of one bridge, the topics that events went to. It
-// is safe for concurrent use.
-type Topics struct {
-	mu   sync.Mutex
-	used map[string]bool
-}
-
-// NewTopics returns an empty memory.
-func NewTopics() *Topics { return &Topics{used: map[string]bool{}} }
-
-func (t *Topics) has(topic string) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.used[topic]
-}
-
-func (t *Topics) add(topic string) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.used[topic] = true
-}
+// Topics remembers, over all sinks of one bridge, the topics that events went to. The zero
+// Topics is empty; it is safe for concurrent use.
+type Topics struct{ used sync.Map }
 
 // MissingTopicError is a topic that does not exist and that we must not create.
 type MissingTopicError struct {
@@ -63,13 +45,13 @@ func (k *Kafka) ensureTopic(ctx context.Context, topic string) error {
 			return err
 		}
 	}
-	k.cfg.Topics.add(topic)
+	k.cfg.Topics.used.Store(topic, true)
 	k.ready[topic] = true
 	return nil
 }
 
 func (k *Kafka) createTopic(ctx context.Context, topic string) error {
-	if vanished := k.cfg.Topics.has(topic); vanished || !k.cfg.CreateTopics {
+	if _, vanished := k.cfg.Topics.used.Load(topic); vanished || !k.cfg.CreateTopics {
 		return &MissingTopicError{topic, vanished}
 	}
 	const brokerDefault = -1
