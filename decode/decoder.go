@@ -84,7 +84,8 @@ type Config struct {
 type Decoder struct {
 	cfg       Config
 	relations map[uint32]*relation
-	open      bool // between BEGIN and COMMIT
+	domains   map[uint32]bool // OIDs of domains over bytea
+	open      bool            // between BEGIN and COMMIT
 	pos       Position
 	change    Change
 	scratch   []byte // unescaped JSON strings of the current message
@@ -92,7 +93,7 @@ type Decoder struct {
 
 // NewDecoder returns a Decoder at the start of a stream.
 func NewDecoder(cfg Config) *Decoder {
-	return &Decoder{cfg: cfg, relations: map[uint32]*relation{}, pos: Position{SystemID: cfg.SystemID}}
+	return &Decoder{cfg: cfg, relations: map[uint32]*relation{}, domains: map[uint32]bool{}, pos: Position{SystemID: cfg.SystemID}}
 }
 
 // Decode reads one pgoutput message. Its errors are *MalformedError and
@@ -112,6 +113,8 @@ func (d *Decoder) Decode(wal []byte) (*Change, error) {
 		err = d.commit(&r)
 	case msgRelation:
 		err = d.readRelation(&r)
+	case msgType:
+		err = d.readType(&r)
 	case msgInsert:
 		err = d.insert(&r)
 		d.pos.Index++
@@ -197,14 +200,24 @@ func (d *Decoder) insert(r *reader) error {
 	if err != nil {
 		return err
 	}
-	ev := &d.change.Event
-	*ev = Event{
-		Position: d.pos, Source: rel.source,
-		ID: values[roleID], AggregateType: values[roleAggregateType], AggregateID: values[roleAggregateID],
-		Type: values[roleType], Payload: values[rolePayload], PayloadHex: rel.bytea,
+	return d.event(Row, rel.source, &values, rel.bytea)
+}
+
+// event makes the change an event of the values, and refuses one that could not be routed or
+// told from others.
+func (d *Decoder) event(kind Kind, source int, values *[roleCount][]byte, hex bool) error {
+	for _, is := range [...]role{roleID, roleAggregateType, roleAggregateID} {
+		if values[is] == nil {
+			return d.contract(source, d.columns(source).name(is), "is NULL or missing")
+		}
 	}
-	d.change.Kind = Row
-	return d.required(ev)
+	d.change.Kind = kind
+	d.change.Event = Event{
+		Position: d.pos, Source: source,
+		ID: values[roleID], AggregateType: values[roleAggregateType], AggregateID: values[roleAggregateID],
+		Type: values[roleType], Payload: values[rolePayload], PayloadHex: hex,
+	}
+	return nil
 }
 
 // readTuple returns the values by role; nil is NULL, an empty value is not nil.
@@ -251,26 +264,11 @@ func (d *Decoder) message(r *reader) error {
 	if !ours {
 		return nil
 	}
-	ev := &d.change.Event
-	*ev = Event{Position: d.pos, Source: len(d.cfg.Tables)}
-	if err := d.readJSON(m.content, ev); err != nil {
+	values, err := d.readJSON(m.content)
+	if err != nil {
 		return err
 	}
-	d.change.Kind = Message
-	return d.required(ev)
-}
-
-// required refuses an event that could not be routed or told from others.
-func (d *Decoder) required(ev *Event) error {
-	for _, f := range [...]struct {
-		role  role
-		value []byte
-	}{{roleID, ev.ID}, {roleAggregateType, ev.AggregateType}, {roleAggregateID, ev.AggregateID}} {
-		if f.value == nil {
-			return d.contract(ev.Source, d.columns(ev.Source).name(f.role), "is NULL or missing")
-		}
-	}
-	return nil
+	return d.event(Message, len(d.cfg.Tables), &values, false)
 }
 
 func (d *Decoder) columns(source int) *Columns {

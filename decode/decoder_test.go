@@ -161,6 +161,15 @@ func TestRowValues(t *testing.T) {
 	if !c.Event.PayloadHex || c.Event.Source != 1 {
 		t.Errorf("bytea payload: %+v", c.Event)
 	}
+	const domainOID = 70000
+	feed(t, d, pgoutput.AppendType(nil, domainOID, "", "bytea"), relation(byteaOID, "outbox_bytea", domainOID))
+	if c = feed(t, d, row(byteaOID, "i", "order", "x", "k", "T", `\x00ff`)); !c.Event.PayloadHex {
+		t.Errorf("payload of a domain over bytea: %+v", c.Event)
+	}
+	feed(t, d, pgoutput.AppendType(nil, domainOID+1, "public", "bytea"), relation(byteaOID, "outbox_bytea", domainOID+1))
+	if c = feed(t, d, row(byteaOID, "i", "order", "x", "k", "T", "a")); c.Event.PayloadHex {
+		t.Errorf("payload of somebody's type bytea: %+v", c.Event)
+	}
 }
 
 func TestSchemaChangeBetweenRows(t *testing.T) {
@@ -302,6 +311,7 @@ func TestEveryTruncationIsMalformed(t *testing.T) {
 		relation(outboxOID, "outbox", jsonbOID),
 		message(`{"id":"i","aggregatetype":"o","aggregateid":"k","payload":1}`),
 		pgoutput.AppendCommit(nil, 0, 0x2000, 0x2030, commitTime),
+		pgoutput.AppendType(nil, 70000, "", "bytea"),
 	} {
 		for n := range len(m) {
 			if _, err := begun(t).Decode(m[:n:n]); err == nil {

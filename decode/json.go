@@ -2,72 +2,56 @@ package decode
 
 import (
 	"encoding/json"
+	"strconv"
+	"strings"
 	"unicode/utf16"
 	"unicode/utf8"
 )
 
-// readJSON fills ev from the JSON object in a logical message, whose members are
-// DefaultColumns. Of two members of one name the last counts, as in jsonb.
+// readJSON returns the values, by role, of the JSON object in a logical message, whose
+// members are DefaultColumns. Of two members of one name the last counts, as in jsonb.
 // A string is its unescaped text; of the payload anything else is its raw bytes.
-func (d *Decoder) readJSON(content []byte, ev *Event) error {
+func (d *Decoder) readJSON(content []byte) (values [roleCount][]byte, err error) {
+	source := len(d.cfg.Tables)
 	if !utf8.Valid(content) {
-		return d.contract(ev.Source, "", "the content is not valid UTF-8")
+		return values, d.contract(source, "", "the content is not valid UTF-8")
 	}
 	if !json.Valid(content) {
-		return d.contract(ev.Source, "", "the content is not valid JSON")
+		return values, d.contract(source, "", "the content is not valid JSON")
 	}
 	s := scanner{b: content}
 	if s.space(); s.b[s.i] != '{' {
-		return d.contract(ev.Source, "", "the content is not a JSON object")
+		return values, d.contract(source, "", "the content is not a JSON object")
 	}
 	d.scratch = d.scratch[:0]
 	for s.i++; s.advance(); {
 		name, ok := d.unescape(s.value())
 		if !ok {
-			return d.contract(ev.Source, "", "a member's name holds half of a surrogate pair")
+			return values, d.contract(source, "", "a member's name holds half of a surrogate pair")
 		}
 		s.advance() // over the colon
-		if err := d.member(ev, name, s.value()); err != nil {
-			return err
+		raw := s.value()
+		is := DefaultColumns.role(name)
+		switch {
+		case is == roleNone:
+		case raw[0] == '"':
+			if values[is], ok = d.unescape(raw); !ok {
+				return values, d.contract(source, DefaultColumns.name(is), "holds half of a surrogate pair, which UTF-8 cannot express")
+			}
+		case is == rolePayload:
+			values[is] = raw
+		case raw[0] == 'n':
+			values[is] = nil
+		case raw[0] == '{', raw[0] == '[':
+			return values, d.contract(source, DefaultColumns.name(is), "is an object or array where text is needed")
+		default:
+			values[is] = raw
 		}
 	}
-	if ev.Payload == nil {
-		return d.contract(ev.Source, DefaultColumns.Payload, "is missing")
+	if values[rolePayload] == nil {
+		return values, d.contract(source, DefaultColumns.Payload, "is missing")
 	}
-	return nil
-}
-
-func (d *Decoder) member(ev *Event, name, raw []byte) (err error) {
-	role := DefaultColumns.role(name)
-	if role == roleNone {
-		return nil
-	}
-	value := raw
-	switch {
-	case raw[0] == '"':
-		var ok bool
-		if value, ok = d.unescape(raw); !ok {
-			return d.contract(ev.Source, string(name), "holds half of a surrogate pair, which UTF-8 cannot express")
-		}
-	case role == rolePayload:
-	case raw[0] == 'n':
-		value = nil
-	case raw[0] == '{' || raw[0] == '[':
-		return d.contract(ev.Source, DefaultColumns.name(role), "is an object or array where text is needed")
-	}
-	switch role {
-	case roleID:
-		ev.ID = value
-	case roleAggregateType:
-		ev.AggregateType = value
-	case roleAggregateID:
-		ev.AggregateID = value
-	case roleType:
-		ev.Type = value
-	case rolePayload:
-		ev.Payload = value
-	}
-	return nil
+	return values, nil
 }
 
 // scanner walks the tokens of a text that json.Valid has accepted: that is what
@@ -159,26 +143,19 @@ func (d *Decoder) unescape(raw []byte) ([]byte, bool) {
 			continue
 		}
 		i++
-		switch c := raw[i]; c {
-		case 'b':
-			out = append(out, '\b')
-		case 'f':
-			out = append(out, '\f')
-		case 'n':
-			out = append(out, '\n')
-		case 'r':
-			out = append(out, '\r')
-		case 't':
-			out = append(out, '\t')
-		case 'u':
+		if raw[i] == 'u' {
 			u, n := unicodeEscape(raw[i-1:])
 			if u < 0 {
 				return nil, false
 			}
 			out = utf8.AppendRune(out, u)
 			i += n - 2
-		default: // " \ /
-			out = append(out, c)
+			continue
+		}
+		// The others, " \ and /, stand for themselves.
+		out = append(out, raw[i])
+		if control := strings.IndexByte("bfnrt", raw[i]); control >= 0 {
+			out[len(out)-1] = "\b\f\n\r\t"[control]
 		}
 	}
 	d.scratch = out
@@ -200,15 +177,8 @@ func unicodeEscape(b []byte) (rune, int) {
 	return -1, 0
 }
 
-func hex4(b []byte) (v rune) {
-	for _, c := range b[:4] {
-		v <<= 4
-		switch {
-		case c <= '9':
-			v |= rune(c - '0')
-		default:
-			v |= rune(c|0x20-'a') + 10
-		}
-	}
-	return v
+// hex4 reads four hexadecimal digits, which json.Valid has seen to be some.
+func hex4(b []byte) rune {
+	u, _ := strconv.ParseUint(string(b[:4]), 16, 16)
+	return rune(u)
 }

@@ -55,7 +55,7 @@ type relation struct {
 	source  int    // index of the outbox table in Config.Tables, -1: not an outbox
 	roles   []role // by column
 	missing string // a mapped column that the table lacks; rows cannot be read without it
-	bytea   bool   // the payload column's type is bytea
+	bytea   bool   // the payload column's type is bytea, or a domain over it
 }
 
 const oidBytea = 17
@@ -90,7 +90,7 @@ func (d *Decoder) readRelation(r *reader) error {
 		}
 		is := d.cfg.Tables[rel.source].Columns.role(column)
 		rel.roles = append(rel.roles, is)
-		rel.bytea = rel.bytea || is == rolePayload && typeOID == oidBytea
+		rel.bytea = rel.bytea || is == rolePayload && (typeOID == oidBytea || d.domains[typeOID])
 		seen[is] = true
 	}
 	if err := r.end(); err != nil {
@@ -104,6 +104,19 @@ func (d *Decoder) readRelation(r *reader) error {
 		}
 	}
 	d.relations[oid] = rel
+	return nil
+}
+
+// readType notes domains over bytea. A type that is not built in is announced before the
+// relation that has it, a domain under the name of its base type (proto.c, logicalrep_write_typ).
+func (d *Decoder) readType(r *reader) error {
+	oid, schema, name := r.uint32(), r.cstring(), r.cstring()
+	if err := r.end(); err != nil {
+		return err
+	}
+	if len(schema) == 0 && string(name) == "bytea" { // "" is pg_catalog
+		d.domains[oid] = true
+	}
 	return nil
 }
 
