@@ -42,6 +42,7 @@ help: ## List the targets
 .PHONY: build
 build: ## Build the static binaries bin/walferry and bin/walferry-demo
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/walferry ./cmd/walferry-demo
+	chmod 755 bin/walferry bin/walferry-demo # as root the demo changes to another account
 
 .PHONY: demo
 demo: build ## Run the demo: Postgres to Kafka on this machine (EVENTS=n sets how many events)

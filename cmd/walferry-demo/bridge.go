@@ -1,0 +1,50 @@
+package main
+
+import (
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+
+	"github.com/walferry/walferry/bridge"
+	"github.com/walferry/walferry/bridge/config"
+)
+
+// bridgeConfig is what somebody would write into walferry.yaml.
+const bridgeConfig = `
+databases:
+  - name: demo
+    dsn: ${DSN}
+    slot: ${SLOT}
+    publication: ${PUBLICATION}
+    outbox:
+      - table: ${SCHEMA}.outbox
+        topic: ${TOPICS}.{aggregatetype}
+        type_header: type
+    messages:
+      prefix: ${PREFIX}
+      topic: ${TOPICS}.{aggregatetype}
+      type_header: type
+kafka:
+  brokers: ${BROKERS}
+`
+
+func (p *place) config() (*config.Config, error) {
+	values := map[string]string{
+		"DSN": p.dsn, "SLOT": p.slot, "PUBLICATION": p.publication, "SCHEMA": p.schema,
+		"TOPICS": p.topics, "PREFIX": p.prefix, "BROKERS": strings.Join(p.brokers, ","),
+	}
+	return config.Parse("the demo's configuration", []byte(bridgeConfig), func(name string) (string, bool) {
+		value, ok := values[name]
+		return value, ok
+	})
+}
+
+func newBridge(cfg *config.Config, scr *screen) *bridge.Bridge {
+	log := zerolog.New(zerolog.ConsoleWriter{Out: scr, NoColor: !scr.live, PartsExclude: []string{zerolog.TimestampFieldName}})
+	return bridge.New(bridge.Options{
+		Database: cfg.Databases[0], Kafka: cfg.Kafka,
+		Log:     log.Level(zerolog.WarnLevel),
+		Metrics: bridge.NewMetrics(prometheus.NewRegistry(), version, commit),
+	})
+}
