@@ -90,6 +90,14 @@ cover: ## Measure the unit tests' coverage into cover.out
 	$(unit_packages) && $(GO) test -coverprofile=cover.out $$packages
 	$(GO) tool cover -func=cover.out | tail -n 1
 
+# The core is what an event and an LSN pass through: bridge without configuration (wire.go
+# maps it) and metrics (admin.go serves them), replication, decode and sink.
+CORE = $(filter-out %_test.go bridge/wire.go bridge/metrics.go bridge/admin.go,$(wildcard bridge/*.go replication/*.go decode/*.go sink/*.go))
+
+.PHONY: core
+core: ## Count the core's lines of code, without blank lines and comments
+	@grep -hvE '^[[:space:]]*(//.*)?$$' $(CORE) | wc -l
+
 .PHONY: clean
 clean: ## Remove what build and cover made (.cache keeps the linter and the servers)
 	rm -rf bin cover.out

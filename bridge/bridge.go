@@ -74,6 +74,16 @@ func (e *Error) Error() string {
 
 func (e *Error) Unwrap() error { return e.Err }
 
+// Explain returns err, if it is one, with the class and the hint that a running bridge would
+// give it.
+func Explain(database string, err error) error {
+	if err == nil {
+		return nil
+	}
+	v := classify(err)
+	return &Error{database, v.class, v.hint, err}
+}
+
 // New returns a Bridge that is ready to Run.
 func New(o Options) *Bridge {
 	db := o.Database
@@ -87,9 +97,9 @@ func New(o Options) *Bridge {
 		status:           Status{Database: db.Name, Slot: db.Slot},
 	}
 	for _, t := range db.Outbox {
-		table := outboxTable(t)
+		table := OutboxTable(t)
 		b.decode.Tables = append(b.decode.Tables, table)
-		b.replication.Tables = append(b.replication.Tables, required(table))
+		b.replication.Tables = append(b.replication.Tables, Published(table))
 	}
 	b.openSink = b.sinkOpener(o)
 	b.connConfig = func() (*pgx.ConnConfig, error) {
@@ -116,7 +126,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 	stop, reached := context.WithCancel(ctx)
 	defer reached()
 	b.reached = reached
-	wait := backoffFirst
+	wait, confirmed := backoffFirst, replication.LSN(0)
 	for {
 		began := time.Now()
 		err := b.session(stop)
@@ -128,10 +138,11 @@ func (b *Bridge) Run(ctx context.Context) error {
 		b.metrics.restarts.WithLabelValues(b.db.Name, string(v.class)).Inc()
 		if v.class != Retry && v.class != Standby {
 			b.failed(v, err)
-			return &Error{b.db.Name, v.class, v.hint, err}
+			return Explain(b.db.Name, err)
 		}
-		if time.Since(began) > backoffLast {
-			wait = backoffFirst // that one worked for a while
+		// A session that confirmed something proves that both servers are there.
+		if lsn := b.Status().ConfirmedLSN; lsn > confirmed || time.Since(began) > backoffLast {
+			wait, confirmed = backoffFirst, max(confirmed, lsn)
 		}
 		if stop.Err() == nil {
 			b.waiting(v, err)

@@ -58,7 +58,7 @@ func classify(err error) verdict {
 			return v
 		}
 	}
-	return verdict{Fatal, "walferry does not know this error and will not guess; please report it"}
+	return verdict{Fatal, "walferry does not know this error and will not guess; report it unless its text says what to do"}
 }
 
 type rule func(error) (verdict, bool)
@@ -79,7 +79,8 @@ var rules = []rule{
 	as(func(e *decode.MalformedError) verdict { return malformed }),
 	as(func(e *replication.MalformedError) verdict { return malformed }),
 	as(missingTopic),
-	is(Retry, "", replication.ErrStreamEnded, replication.ErrSilent, replication.ErrServerShutdown, replication.ErrInRecovery),
+	is(Retry, "", replication.ErrStreamEnded, replication.ErrSilent, replication.ErrServerShutdown, replication.ErrInRecovery,
+		pgconn.ErrReadOnlyConnection, pgconn.ErrStandbyConnection), // target_session_attrs: a failover is under way
 	as(func(e *pgconn.PgError) verdict { return sqlState(e.Code) }),
 	as(func(e *sink.PublishError) verdict { return published(e) }),
 	is(Fatal, "grant the client WRITE, DESCRIBE and, for kafka.topics.create, CREATE on the topic, and IDEMPOTENT_WRITE on clusters before 2.8",
@@ -89,18 +90,20 @@ var rules = []rule{
 	as(func(e *tls.CertificateVerificationError) verdict { return certificates }),
 	as(func(e x509.UnknownAuthorityError) verdict { return certificates }),
 	as(func(e x509.HostnameError) verdict { return certificates }),
-	as(func(e tls.AlertError) verdict {
-		return verdict{Fatal, "the other side refuses our part of TLS: does it want a client certificate?"}
-	}),
+	as(func(e x509.CertificateInvalidError) verdict { return certificates }),
+	tlsAlert,
 	as(func(e tls.RecordHeaderError) verdict {
 		return verdict{Fatal, "the other side does not speak TLS on this port"}
 	}),
 	retriable,
+	as(func(e *pgconn.ConnectError) verdict { return unequal }),
 }
 
 var (
 	malformed    = verdict{Fatal, "nothing was confirmed past it; report it with the versions of Postgres and walferry"}
 	certificates = verdict{Fatal, "check the CA, the host name and the validity of the certificate"}
+	// What pgconn refuses by itself has no type: TLS, authentication methods, versions.
+	unequal = verdict{Fatal, "the server does not offer what the DSN asks for: compare sslmode with the server's ssl, channel_binding and require_auth with pg_hba.conf"}
 )
 
 // as is a rule for errors of one type.
@@ -134,13 +137,14 @@ func sqlState(code string) verdict {
 	}{
 		{"55006", verdict{Standby, ""}},
 		{"08", verdict{Retry, ""}},    // connection exception
+		{"57014", verdict{Retry, ""}}, // pg_cancel_backend, statement_timeout
 		{"57P01", verdict{Retry, ""}}, // admin shutdown, pg_terminate_backend
 		{"57P02", verdict{Retry, ""}}, // crash shutdown
 		{"57P03", verdict{Retry, ""}}, // cannot connect now
 		{"57P05", verdict{Retry, ""}}, // idle session timeout
 		{"53", verdict{Retry, ""}},    // out of connections, senders, memory, disk
 		{"58030", verdict{Retry, ""}}, // I/O error
-		{"28", verdict{Fatal, "check user, password and pg_hba.conf; a replication connection matches lines of its database, not `replication`"}},
+		{"28", verdict{Fatal, "check user, password, client certificate and pg_hba.conf; a replication connection matches lines of its database, not `replication`"}},
 		{"3D000", verdict{Fatal, "the database of the DSN does not exist"}},
 		{"42501", verdict{Fatal, "the role needs LOGIN and REPLICATION: see `walferry init --print`"}},
 		{"42704", verdict{Fatal, "slot or publication is missing, now or when this WAL was written: run `walferry init`; a slot older than its publication must be recreated"}},
@@ -177,6 +181,13 @@ func missingTopic(e *sink.MissingTopicError) verdict {
 		return verdict{Fatal, "find out who deleted it, and whether consumers need its events again; then: " + create}
 	}
 	return verdict{Fatal, create}
+}
+
+// tlsAlert knows the other side's TLS alerts. crypto/tls does not export their type on TCP,
+// but wraps nothing else like this.
+func tlsAlert(err error) (verdict, bool) {
+	e, ok := errors.AsType[*net.OpError](err)
+	return verdict{Fatal, "the other side refuses our part of TLS: does it want a client certificate, or one of another CA?"}, ok && e.Op == "remote error"
 }
 
 // retriable knows the errors of a network.

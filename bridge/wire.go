@@ -17,14 +17,14 @@ import (
 	"github.com/walferry/walferry/sink"
 )
 
-// outboxTable is what the decoder knows of a configured outbox table.
-func outboxTable(o config.Outbox) decode.Table {
+// OutboxTable is what the decoder knows of a configured outbox table.
+func OutboxTable(o config.Outbox) decode.Table {
 	schema, name, _ := strings.Cut(o.Table, ".")
 	return decode.Table{Schema: schema, Name: name, Columns: decode.Columns(o.Columns)}
 }
 
-// required is what the publication must publish of an outbox table.
-func required(t decode.Table) replication.Table {
+// Published is what the publication must publish of an outbox table.
+func Published(t decode.Table) replication.Table {
 	r := replication.Table{Schema: t.Schema, Name: t.Name}
 	for _, c := range []string{t.Columns.ID, t.Columns.AggregateType, t.Columns.AggregateID, t.Columns.Type, t.Columns.Payload} {
 		if c != "" {

@@ -7,8 +7,8 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/walferry/walferry/bridge"
 	"github.com/walferry/walferry/bridge/config"
+	"github.com/walferry/walferry/bridge/setup"
 )
 
 // TestOutboxSQLIsWhatInitPrints keeps postgres/outbox.sql equal, statement by
@@ -20,7 +20,7 @@ func TestOutboxSQLIsWhatInitPrints(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	printed, err := bridge.SetupSQL(cfg.Databases[0])
+	printed, err := setup.SQL(cfg.Databases[0])
 	if err != nil {
 		t.Fatal(err)
 	}

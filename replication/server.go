@@ -43,6 +43,9 @@ type Server struct {
 func ConnectSQL(ctx context.Context, cfg *pgx.ConnConfig) (*pgx.Conn, error) {
 	cfg = cfg.Copy()
 	cfg.DefaultQueryExecMode = pgx.QueryExecModeSimpleProtocol
+	// It demands these two, whatever encoding the database has and whatever the role's defaults are.
+	cfg.RuntimeParams["client_encoding"] = "UTF8"
+	cfg.RuntimeParams["standard_conforming_strings"] = "on"
 	if cfg.RuntimeParams["application_name"] == "" {
 		cfg.RuntimeParams["application_name"] = "walferry"
 	}
@@ -201,6 +204,8 @@ func scanBools(row pgx.Row, dst ...*bool) error {
 }
 
 func quote(identifier string) string { return pgx.Identifier{identifier}.Sanitize() }
+
+func literal(text string) string { return "'" + strings.ReplaceAll(text, "'", "''") + "'" }
 
 // sqlState returns the SQLSTATE of a server's error, or "".
 func sqlState(err error) string {

@@ -87,8 +87,9 @@ func ReadSlot(ctx context.Context, conn *pgx.Conn, name string) (*Slot, error) {
 	return &s, nil
 }
 
-// check makes sure that the slot can be streamed in this database.
-func (s *Slot) check(database string) error {
+// Check makes sure that the slot can be streamed in this database. Its errors are
+// *PreconditionError and *SlotLostError.
+func (s *Slot) Check(database string) error {
 	const other = "choose another slot name, or drop that slot and run `walferry init`"
 	switch {
 	case s.kind != "logical":

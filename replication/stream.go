@@ -86,7 +86,7 @@ func Open(ctx context.Context, cfg Config, sql *pgx.Conn) (*Stream, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := slot.check(server.Database); err != nil {
+	if err := slot.Check(server.Database); err != nil {
 		return nil, err
 	}
 	s := &Stream{Server: server, slot: cfg.Slot}
@@ -133,13 +133,13 @@ func (s *Stream) start(ctx context.Context, cfg Config, sql *pgx.Conn) error {
 		Mode: pglogrepl.LogicalReplication,
 		// Protocol 1 without streaming: only committed transactions, whole
 		// (docs/adr/0001).
-		PluginArgs: []string{"proto_version '1'", "publication_names '" + quote(cfg.Publication) + "'", "messages 'true'"},
+		PluginArgs: []string{"proto_version '1'", "publication_names " + literal(quote(cfg.Publication)), "messages 'true'"},
 	})
 	// Only now is the slot ours: whoever held it before may have moved it since Open looked.
 	slot, readErr := ReadSlot(ctx, sql, cfg.Slot)
 	switch {
-	case err != nil && readErr == nil && slot.check(s.Server.Database) != nil:
-		return slot.check(s.Server.Database) // says more than the server's 55000
+	case err != nil && readErr == nil && slot.Check(s.Server.Database) != nil:
+		return slot.Check(s.Server.Database) // says more than the server's 55000
 	case err != nil:
 		return fmt.Errorf("start replication from slot %q: %w", cfg.Slot, err)
 	case readErr != nil:

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/walferry/walferry/bridge"
+	"github.com/walferry/walferry/bridge/setup"
 	"github.com/walferry/walferry/internal/demo"
 )
 
@@ -109,7 +110,7 @@ func (r *run) prove(ctx context.Context) (demo.Proof, error) {
 		return demo.Proof{}, err
 	}
 	did := func(what string) { r.screen.say("bridge    %s", what) }
-	if err := bridge.Setup(ctx, cfg.Databases[0], did); err != nil {
+	if err := setup.Run(ctx, cfg.Databases[0], did); err != nil {
 		return demo.Proof{}, err
 	}
 	r.bridge = newBridge(cfg, r.screen)

@@ -7,7 +7,10 @@ import (
 )
 
 func configCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "config", Short: "Work with configuration files", Example: "  walferry config validate --config walferry.yaml"}
+	cmd := &cobra.Command{
+		Use: "config", Short: "Work with configuration files", Example: "  walferry config validate --config walferry.yaml",
+		Args: noArgs, RunE: help,
+	}
 	validate := &cobra.Command{
 		Use:     "validate",
 		Short:   "Check a configuration file and report every mistake in it",

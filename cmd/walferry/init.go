@@ -3,11 +3,14 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"github.com/walferry/walferry/bridge"
+	"github.com/walferry/walferry/bridge/setup"
 )
 
 func initCommand() *cobra.Command {
@@ -29,11 +32,13 @@ func initCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		ctx, cancel := context.WithTimeout(cmd.Context(), *timeout)
+		ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
+		defer stop()
+		ctx, cancel := context.WithTimeout(ctx, *timeout)
 		defer cancel()
 		for _, db := range cfg.Databases {
 			if *onlyPrint {
-				sql, err := bridge.SetupSQL(db)
+				sql, err := setup.SQL(db)
 				if err != nil {
 					return &configError{err}
 				}
@@ -41,7 +46,7 @@ func initCommand() *cobra.Command {
 				continue
 			}
 			did := func(what string) { fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", db.Name, what) }
-			if err := bridge.Setup(ctx, db, did); err != nil {
+			if err := setup.Run(ctx, db, did); err != nil {
 				return err
 			}
 		}

@@ -29,6 +29,8 @@ func execute(args []string) int {
 		Short:         "Carries outbox events from Postgres' WAL to Kafka, losing none",
 		SilenceUsage:  true,
 		SilenceErrors: true,
+		Args:          noArgs, // and so an unknown command is wrong usage
+		RunE:          help,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
 	root.AddCommand(runCommand(), initCommand(), statusCommand(), configCommand(), healthcheckCommand(), versionCommand())
@@ -72,6 +74,9 @@ func noArgs(cmd *cobra.Command, args []string) error {
 	}
 	return nil
 }
+
+// help is what a command does that only has commands below it.
+func help(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 
 // configFlag adds --config.
 func configFlag(cmd *cobra.Command) *string {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -19,6 +21,8 @@ import (
 
 	"github.com/walferry/walferry/bridge"
 	"github.com/walferry/walferry/bridge/config"
+	"github.com/walferry/walferry/bridge/setup"
+	"github.com/walferry/walferry/sink"
 )
 
 // patience bounds every wait of these tests; it is for machines under load.
@@ -31,6 +35,10 @@ type world struct {
 	prefix string // of the world's topics and its database
 	cfg    *config.Config
 	conn   *pgx.Conn
+
+	// How its bridges in this process dial; nil: directly.
+	dialKafka    sink.DialFunc
+	dialPostgres pgconn.DialFunc
 }
 
 var worlds atomic.Int64
@@ -39,10 +47,16 @@ var worlds atomic.Int64
 func newWorld(t *testing.T, admin string, edit func(*config.Config)) *world {
 	t.Helper()
 	w := bareWorld(t, admin, "", edit)
-	if err := bridge.Setup(t.Context(), w.cfg.Databases[0], func(string) {}); err != nil {
-		t.Fatal(err)
-	}
+	w.setup()
 	return w
+}
+
+// setup does what `walferry init` does.
+func (w *world) setup() {
+	w.t.Helper()
+	if err := setup.Run(w.t.Context(), w.cfg.Databases[0], func(string) {}); err != nil {
+		w.t.Fatal(err)
+	}
 }
 
 // bareWorld creates a database, with options such as ENCODING, without any set-up.
@@ -75,7 +89,7 @@ kafka:
 	if edit != nil {
 		edit(w.cfg)
 	}
-	if w.conn, err = pgx.Connect(t.Context(), dsn); err != nil {
+	if w.conn, err = pgx.Connect(t.Context(), dsn+"&client_encoding=UTF8"); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(w.drop)
@@ -109,13 +123,20 @@ func (w *world) drop() {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	_ = w.conn.Close(ctx)
+	w.dropSlot(w.prefix)
+}
+
+// dropSlot drops a slot, if there is one, as soon as nobody holds it.
+func (w *world) dropSlot(slot string) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
 	root, err := pgx.Connect(ctx, w.admin)
 	if err != nil {
 		return // the test has stopped its server
 	}
 	defer func() { _ = root.Close(ctx) }()
 	await(w.t, "the slot to be dropped", func() error {
-		_, err := root.Exec(ctx, "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1", w.prefix)
+		_, err := root.Exec(ctx, "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1", slot)
 		return err
 	})
 }
@@ -183,6 +204,7 @@ func (w *world) run(until string) *running {
 	r := &running{t: w.t, log: &syncBuffer{}, done: make(chan struct{})}
 	r.bridge = bridge.New(bridge.Options{
 		Database: w.cfg.Databases[0], Kafka: w.cfg.Kafka, Until: lsn,
+		Dial: w.dialKafka, DialPostgres: w.dialPostgres,
 		Log:     zerolog.New(r.log).Level(zerolog.InfoLevel),
 		Metrics: bridge.NewMetrics(prometheus.NewRegistry(), "test", "test"),
 	})
@@ -226,10 +248,14 @@ func (r *running) drain() {
 func (r *running) awaitState(state bridge.State) {
 	r.t.Helper()
 	await(r.t, "state "+string(state), func() error {
-		if s := r.bridge.Status(); s.State != state {
-			return fmt.Errorf("state is %s: %s", s.State, s.LastError)
+		s := r.bridge.Status()
+		switch s.State {
+		case state:
+			return nil
+		case bridge.Failed, bridge.SlotLost, bridge.Stopped:
+			r.t.Fatalf("state is %s, want %s: %s", s.State, state, s.LastError)
 		}
-		return nil
+		return fmt.Errorf("state is %s: %s", s.State, s.LastError)
 	})
 }
 
@@ -253,6 +279,14 @@ func (w *world) walEnd() string {
 // records returns everything in the world's topics, in each partition's order.
 func (w *world) records() []*kgo.Record {
 	w.t.Helper()
+	var records []*kgo.Record
+	w.eachRecord(func(r *kgo.Record) { records = append(records, r) })
+	return records
+}
+
+// eachRecord visits everything in the world's topics, in each partition's order.
+func (w *world) eachRecord(visit func(*kgo.Record)) {
+	w.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	client, err := kgo.NewClient(kgo.SeedBrokers(w.cfg.Kafka.Brokers...), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
@@ -269,7 +303,7 @@ func (w *world) records() []*kgo.Record {
 	}
 	assigned, want := map[string]map[int32]kgo.Offset{}, int64(0)
 	ends.Each(func(o kadm.ListedOffset) {
-		if len(o.Topic) > len(w.prefix) && o.Topic[:len(w.prefix)+1] == w.prefix+"." {
+		if strings.HasPrefix(o.Topic, w.prefix+".") {
 			if assigned[o.Topic] == nil {
 				assigned[o.Topic] = map[int32]kgo.Offset{}
 			}
@@ -278,15 +312,14 @@ func (w *world) records() []*kgo.Record {
 		}
 	})
 	client.AddConsumePartitions(assigned)
-	var records []*kgo.Record
-	for int64(len(records)) < want {
+	for got := int64(0); got < want; {
 		fetches := client.PollFetches(ctx)
 		if err := fetches.Err(); err != nil {
-			w.t.Fatalf("read topics: %d of %d records: %v", len(records), want, err)
+			w.t.Fatalf("read topics: %d of %d records: %v", got, want, err)
 		}
-		records = append(records, fetches.Records()...)
+		fetches.EachRecord(visit)
+		got += int64(fetches.NumRecords())
 	}
-	return records
 }
 
 func header(r *kgo.Record, key string) string {

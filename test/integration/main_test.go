@@ -20,6 +20,9 @@ import (
 var shared struct {
 	kafka    []string
 	postgres map[string]*lazyPostgres
+	dir      string // for what is built once
+
+	breakable *servers.Broker // see breakableKafka
 }
 
 // lazyPostgres starts when the first test needs it.
@@ -54,6 +57,10 @@ func TestMain(m *testing.M) {
 }
 
 func run(m *testing.M) (code int, err error) {
+	if shared.dir, err = os.MkdirTemp("", "walferry-test-"); err != nil {
+		return 1, err
+	}
+	defer func() { _ = os.RemoveAll(shared.dir) }()
 	shared.postgres = map[string]*lazyPostgres{}
 	for _, version := range servers.PostgresVersions() {
 		shared.postgres[version] = &lazyPostgres{version: version}
@@ -73,6 +80,9 @@ func run(m *testing.M) (code int, err error) {
 		shared.kafka = []string{broker.Addr()}
 	}
 	defer func() {
+		if shared.breakable != nil {
+			_ = shared.breakable.Close()
+		}
 		for _, l := range shared.postgres {
 			if l.server != nil {
 				_ = l.server.Close()

@@ -1,4 +1,5 @@
-package bridge
+// Package setup makes what a bridge needs in Postgres: outbox tables, publication and slot.
+package setup
 
 import (
 	"context"
@@ -8,54 +9,46 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/walferry/walferry/bridge"
 	"github.com/walferry/walferry/bridge/config"
 	"github.com/walferry/walferry/decode"
 	"github.com/walferry/walferry/replication"
 )
 
-// Setup makes what a bridge of db needs and is not there yet: outbox tables, the
+// Run makes what a bridge of db needs and is not there yet: outbox tables, the
 // publication, and, last, the slot, for a slot that is older than its publication cannot
 // decode what lies between. It tells did what it did, a line each, and ends with the checks
-// that Run makes.
-func Setup(ctx context.Context, db config.Database, did func(string)) error {
+// that a bridge makes.
+func Run(ctx context.Context, db config.Database, did func(string)) error {
 	cfg, err := db.ConnConfig()
 	if err != nil {
 		return err
 	}
 	conn, err := replication.ConnectSQL(ctx, cfg)
 	if err != nil {
-		return explained(db, err)
+		return bridge.Explain(db.Name, err)
 	}
 	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }() // every statement is committed by itself
 	server, err := replication.ReadServer(ctx, conn)
 	if err != nil {
-		return explained(db, err)
+		return bridge.Explain(db.Name, err)
 	}
 	var tables []replication.Table
 	for _, o := range db.Outbox {
-		t := outboxTable(o)
-		tables = append(tables, required(t))
+		t := bridge.OutboxTable(o)
+		tables = append(tables, bridge.Published(t))
 		if err := createTable(ctx, conn, t, did); err != nil {
-			return explained(db, err)
+			return bridge.Explain(db.Name, err)
 		}
 	}
-	if err := replication.EnsurePublication(ctx, conn, db.Publication, tables, did); err != nil {
-		return explained(db, err)
+	if err := ensurePublication(ctx, conn, db.Publication, tables, did); err != nil {
+		return bridge.Explain(db.Name, err)
 	}
-	return explained(db, replication.EnsureSlot(ctx, conn, server, db.Slot, did))
-}
-
-// explained adds the class and the hint that a running bridge would give.
-func explained(db config.Database, err error) error {
-	if err == nil {
-		return nil
-	}
-	v := classify(err)
-	return &Error{db.Name, v.class, v.hint, err}
+	return bridge.Explain(db.Name, ensureSlot(ctx, conn, server, db.Slot, did))
 }
 
 func createTable(ctx context.Context, conn *pgx.Conn, t decode.Table, did func(string)) error {
-	name := required(t).String()
+	name := bridge.Published(t).String()
 	var exists, rows string
 	if err := conn.QueryRow(ctx, `/* walferry:exists */ select (to_regclass($1) is not null)::text`, name).Scan(&exists); err != nil {
 		return fmt.Errorf("look up table %s: %w", name, err)
@@ -89,12 +82,12 @@ func tableSQL(t decode.Table) string {
 		columns = append(columns, q(c.Type)+" varchar(255) NOT NULL")
 	}
 	columns = append(columns, q(c.Payload)+" jsonb")
-	return fmt.Sprintf("CREATE TABLE IF NOT EXISTS %s (\n  %s\n)", required(t), strings.Join(columns, ",\n  "))
+	return fmt.Sprintf("CREATE TABLE IF NOT EXISTS %s (\n  %s\n)", bridge.Published(t), strings.Join(columns, ",\n  "))
 }
 
-// SetupSQL returns the SQL of Setup for a person to read and run, with the role that walferry
+// SQL returns the SQL of Run for a person to read and run, with the role that walferry
 // needs: LOGIN and REPLICATION, and no right on any table.
-func SetupSQL(db config.Database) (string, error) {
+func SQL(db config.Database) (string, error) {
 	cfg, err := db.ConnConfig()
 	if err != nil {
 		return "", err
@@ -110,13 +103,13 @@ func SetupSQL(db config.Database) (string, error) {
 		"CREATE ROLE %s LOGIN REPLICATION CONNECTION LIMIT 6;\nGRANT CONNECT ON DATABASE %s TO %s;\n\n", role, database, role)
 	var tables []replication.Table
 	for _, o := range db.Outbox {
-		t := outboxTable(o)
-		tables = append(tables, required(t))
+		t := bridge.OutboxTable(o)
+		tables = append(tables, bridge.Published(t))
 		b.WriteString(tableSQL(t) + ";\n")
 	}
-	fmt.Fprintf(&b, "\n%s;\n\n-- After the publication, never before it.\n", replication.PublicationSQL(db.Publication, tables))
+	fmt.Fprintf(&b, "\n%s;\n\n-- After the publication, never before it.\n", publicationSQL(db.Publication, tables))
 	fmt.Fprintf(&b, "%s;\n-- On Postgres 17 and later, so that the slot survives a failover:\n-- %s;\n",
-		replication.SlotSQL(db.Slot, 140000), replication.SlotSQL(db.Slot, 170000))
+		slotSQL(db.Slot, 140000), slotSQL(db.Slot, 170000))
 	if db.Messages.Prefix != "" {
 		fmt.Fprintf(&b, "\n-- Any role may write logical messages, and so events, unless this is revoked:\n"+
 			"-- REVOKE EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, text) FROM PUBLIC;\n"+
