@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -36,7 +37,7 @@ func ready(w http.ResponseWriter, bridges []*Bridge) {
 			continue
 		}
 		code = http.StatusServiceUnavailable
-		body += fmt.Sprintf("%s not ready: %s\n", s.Database, s.Reason)
+		body += fmt.Sprintf("%s not ready: %s\n", s.Database, strings.Join(strings.Fields(s.Reason), " "))
 	}
 	w.WriteHeader(code)
 	fmt.Fprint(w, body)

@@ -51,7 +51,8 @@ type Bridge struct {
 	openSink         func(context.Context) (*sink.Kafka, error)
 	reached          context.CancelFunc // ends Run when Until is confirmed
 
-	lastEvent atomic.Int64 // commit time of the last acknowledged transaction, microseconds of Unix time
+	confirmed atomic.Uint64 // LSN, as we told Postgres
+	lastEvent atomic.Int64  // commit time of the last acknowledged transaction, microseconds of Unix time
 
 	mu     sync.Mutex // guards the following
 	status Status
@@ -141,7 +142,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 			return Explain(b.db.Name, err)
 		}
 		// A session that confirmed something proves that both servers are there.
-		if lsn := b.Status().ConfirmedLSN; lsn > confirmed || time.Since(began) > backoffLast {
+		if lsn := replication.LSN(b.confirmed.Load()); lsn > confirmed || time.Since(began) > backoffLast {
 			wait, confirmed = backoffFirst, max(confirmed, lsn)
 		}
 		if stop.Err() == nil {

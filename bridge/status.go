@@ -33,18 +33,18 @@ type Status struct {
 	Ready    bool      `json:"ready"`
 	Reason   string    `json:"reason,omitempty"` // why it is not ready
 
-	Sessions     int             `json:"sessions"` // since the process started
-	Inflight     int64           `json:"in_flight_events"`
-	ConfirmedLSN replication.LSN `json:"confirmed_lsn"`          // as we told Postgres
-	LastProgress time.Time       `json:"last_progress,omitzero"` // when nothing was in flight, or ConfirmedLSN moved
-	LastEvent    time.Time       `json:"last_event"`             // zero: none since the process started
-	LastError    string          `json:"last_error,omitempty"`
-	LastErrorAt  time.Time       `json:"last_error_at,omitzero"`
-	Holder       string          `json:"holder,omitempty"` // who has the slot while we are on standby
-	WALStatus    string          `json:"wal_status,omitempty"`
-	RestartLag   int64           `json:"restart_lag_bytes"`
-	ConfirmedLag int64           `json:"confirmed_lag_bytes"`
-	logged       time.Time       // when LastError was logged
+	Sessions     int       `json:"sessions"` // since the process started
+	Inflight     int64     `json:"in_flight_events"`
+	ConfirmedLSN string    `json:"confirmed_lsn"`          // as we told Postgres
+	LastProgress time.Time `json:"last_progress,omitzero"` // when nothing was in flight, or ConfirmedLSN moved
+	LastEvent    time.Time `json:"last_event"`             // zero: none since the process started
+	LastError    string    `json:"last_error,omitempty"`
+	LastErrorAt  time.Time `json:"last_error_at,omitzero"`
+	Holder       string    `json:"holder,omitempty"` // who has the slot while we are on standby
+	WALStatus    string    `json:"wal_status,omitempty"`
+	RestartLag   int64     `json:"restart_lag_bytes"`
+	ConfirmedLag int64     `json:"confirmed_lag_bytes"`
+	logged       time.Time // when LastError was logged
 }
 
 // stalledAfter is how long events may be in flight without any progress before the bridge
@@ -56,6 +56,9 @@ func (b *Bridge) Status() Status {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s := b.status
+	if lsn := replication.LSN(b.confirmed.Load()); lsn != 0 {
+		s.ConfirmedLSN = lsn.String()
+	}
 	if micros := b.lastEvent.Load(); micros != 0 {
 		s.LastEvent = time.UnixMicro(micros)
 	}
@@ -98,12 +101,13 @@ func (b *Bridge) enterLocked(state State) {
 // tick takes Feedback's look at the session, ten times a second.
 func (s *session) tick(confirmed replication.LSN) {
 	inflight := s.inflight.Pending()
+	moved := s.confirmed.Swap(uint64(confirmed)) != uint64(confirmed)
 	s.metrics.inflight.WithLabelValues(s.db.Name).Set(float64(inflight))
 	s.mu.Lock()
-	if inflight == 0 || confirmed != s.status.ConfirmedLSN {
+	if inflight == 0 || moved {
 		s.status.LastProgress = time.Now()
 	}
-	s.status.Inflight, s.status.ConfirmedLSN = inflight, confirmed
+	s.status.Inflight = inflight
 	s.mu.Unlock()
 	if s.until != 0 && confirmed >= s.until {
 		s.reached()

@@ -183,7 +183,7 @@ func TestStatusAsJSON(t *testing.T) {
 		sleep(10 * time.Second)
 		s := checkFields(t, r.bridge, append([]string{"wal_status", "last_progress"}, always...), Status{
 			Database: "shop", Slot: "walferry", State: Streaming, Role: "leader", Ready: true,
-			Sessions: 1, ConfirmedLSN: c.EndLSN, WALStatus: "reserved",
+			Sessions: 1, ConfirmedLSN: c.EndLSN.String(), WALStatus: "reserved",
 		})
 		if s.LastEvent.Before(began.Add(-time.Second)) || s.Since.Before(began) || s.LastProgress.Before(s.Since) {
 			t.Errorf("times of %+v, the test began at %s", s, began)
@@ -192,7 +192,7 @@ func TestStatusAsJSON(t *testing.T) {
 		r.commit(event(1))
 		sleep(time.Second)
 		s = checkFields(t, r.bridge, append([]string{"wal_status", "last_progress", "reason", "last_error", "last_error_at"}, always...), Status{
-			Database: "shop", Slot: "walferry", State: Failed, Role: "none", Sessions: 1, ConfirmedLSN: c.EndLSN, WALStatus: "reserved",
+			Database: "shop", Slot: "walferry", State: Failed, Role: "none", Sessions: 1, ConfirmedLSN: c.EndLSN.String(), WALStatus: "reserved",
 		})
 		if s.LastErrorAt.Before(s.LastProgress) || !strings.Contains(s.Reason, s.LastError) {
 			t.Errorf("error of %+v", s)

@@ -62,7 +62,7 @@ func (r *run) explain(ctx context.Context) {
 		return // somebody stopped it
 	}
 	status := r.bridge.Status()
-	r.screen.say("look at   bridge: %s, %d events in flight, confirmed up to %v %s", status.State, status.Inflight, status.ConfirmedLSN, status.LastError)
+	r.screen.say("look at   bridge: %s, %d events in flight, confirmed up to %s %s", status.State, status.Inflight, status.ConfirmedLSN, status.LastError)
 	if r.server == nil {
 		r.screen.say("look at   Postgres: its log, and slot %s in pg_replication_slots (run with --keep)", r.slot)
 		return
