@@ -51,8 +51,9 @@ type Bridge struct {
 	openSink         func(context.Context) (*sink.Kafka, error)
 	reached          context.CancelFunc // ends Run when Until is confirmed
 
-	confirmed atomic.Uint64 // LSN, as we told Postgres
-	lastEvent atomic.Int64  // commit time of the last acknowledged transaction, microseconds of Unix time
+	acknowledged atomic.Uint64 // events, since the process started
+	confirmed    atomic.Uint64 // LSN, as we told Postgres
+	lastEvent    atomic.Int64  // commit time of the last acknowledged transaction, microseconds of Unix time
 
 	mu     sync.Mutex // guards the following
 	status Status
@@ -127,30 +128,33 @@ func (b *Bridge) Run(ctx context.Context) error {
 	stop, reached := context.WithCancel(ctx)
 	defer reached()
 	b.reached = reached
-	wait, confirmed := backoffFirst, replication.LSN(0)
+	wait := backoffFirst
 	for {
 		began := time.Now()
-		err := b.session(stop)
+		confirmed, err := b.session(stop)
 		if stop.Err() != nil && (err == nil || errors.Is(err, context.Canceled)) {
 			b.enter(Stopped)
 			return nil
 		}
 		v := classify(err)
-		b.metrics.restarts.WithLabelValues(b.db.Name, string(v.class)).Inc()
+		if v.class != Standby { // whose attempts are no sessions
+			b.metrics.restarts.WithLabelValues(b.db.Name, string(v.class)).Inc()
+		}
 		if v.class != Retry && v.class != Standby {
 			b.failed(v, err)
 			return Explain(b.db.Name, err)
 		}
-		// A session that confirmed something proves that both servers are there.
-		if lsn := replication.LSN(b.confirmed.Load()); lsn > confirmed || time.Since(began) > backoffLast {
-			wait, confirmed = backoffFirst, max(confirmed, lsn)
+		if confirmed || time.Since(began) > backoffLast {
+			wait = backoffFirst // both servers are there
 		}
 		if stop.Err() == nil {
 			b.waiting(v, err)
 			wait = b.pause(stop, v.class, wait)
 		}
 		if stop.Err() != nil {
-			b.log.Warn().Err(err).Msg("stopped without a drain; events that are not confirmed may be delivered a second time")
+			if v.class == Retry {
+				b.log.Warn().Err(err).Msg("stopped without a drain; events that are not confirmed may be delivered a second time")
+			}
 			b.enter(Stopped)
 			return nil
 		}
@@ -172,18 +176,21 @@ func (b *Bridge) pause(stop context.Context, class Class, wait time.Duration) ti
 	return next
 }
 
-// session opens a session and runs it to its end.
-func (b *Bridge) session(stop context.Context) error {
+// session opens a session and runs it to its end. It reports whether anything was
+// confirmed: an LSN behind the one that Postgres itself began with.
+func (b *Bridge) session(stop context.Context) (confirmed bool, err error) {
 	ctx, fail := context.WithCancelCause(context.WithoutCancel(stop))
 	defer fail(nil)
 	s := &session{Bridge: b, fail: fail}
 	opening, cancel := context.WithTimeout(stop, openTimeout)
 	defer cancel()
 	if err := s.open(opening); err != nil {
-		return err
+		return false, err
 	}
 	defer s.stream.Close(ctx)
-	return s.run(ctx, stop)
+	b.confirmed.Store(uint64(s.stream.Start)) // Postgres may have forgotten what we told it
+	err = s.run(ctx, stop)
+	return b.confirmed.Load() > uint64(s.stream.Start), err
 }
 
 const (
@@ -218,6 +225,9 @@ func (s *session) open(ctx context.Context) error {
 	s.decoder = decode.NewDecoder(dec)
 	s.inflight = replication.NewInflight(s.stream.Start, replication.Hooks{Failed: s.fail, Finished: s.finished})
 	s.feedback = &replication.Feedback{Stream: s.stream, Inflight: s.inflight, Tick: s.tick}
-	s.watch = &replication.Watch{Conn: sql, Slot: s.db.Slot, Every: watchEvery, Grace: s.db.ShutdownGrace, Report: s.slot}
+	s.watch = &replication.Watch{
+		Conn: sql, Slot: s.db.Slot, Publication: s.db.Publication, Tables: s.replication.Tables,
+		Every: watchEvery, Grace: s.db.ShutdownGrace, Report: s.slot,
+	}
 	return nil
 }

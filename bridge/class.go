@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -66,7 +67,7 @@ type rule func(error) (verdict, bool)
 // rules is the one table of errors, most specific first.
 var rules = []rule{
 	as(func(e *decode.ContractError) verdict {
-		return verdict{Poison, "correct what writes such events; until the transaction is dealt with nothing behind it is published"}
+		return verdict{Poison, "correct the table, or what writes such events; until the transaction is dealt with nothing behind it is published"}
 	}),
 	as(func(e *sink.PoisonError) verdict {
 		return verdict{Poison, "see kafka.max_record and outbox.topic; until the event is dealt with nothing behind it is published"}
@@ -119,12 +120,7 @@ func as[E error](judge func(E) verdict) rule {
 // is is a rule for certain errors.
 func is(class Class, hint string, targets ...error) rule {
 	return func(err error) (verdict, bool) {
-		for _, target := range targets {
-			if errors.Is(err, target) {
-				return verdict{class, hint}, true
-			}
-		}
-		return verdict{}, false
+		return verdict{class, hint}, isAny(err, targets...)
 	}
 }
 
@@ -136,7 +132,11 @@ func sqlState(code string) verdict {
 		verdict
 	}{
 		{"55006", verdict{Standby, ""}},
+		{"08P01", verdict{Fatal, "is there a pooler in between? walferry needs a direct connection"}},
 		{"08", verdict{Retry, ""}},    // connection exception
+		{"25P03", verdict{Retry, ""}}, // idle in transaction timeout
+		{"40", verdict{Retry, ""}},    // rolled back
+		{"55P03", verdict{Retry, ""}}, // lock not available
 		{"57014", verdict{Retry, ""}}, // pg_cancel_backend, statement_timeout
 		{"57P01", verdict{Retry, ""}}, // admin shutdown, pg_terminate_backend
 		{"57P02", verdict{Retry, ""}}, // crash shutdown
@@ -158,21 +158,29 @@ func sqlState(code string) verdict {
 	return verdict{Fatal, "unexpected SQLSTATE: see the server's log"}
 }
 
-// published judges what the brokers said of a record.
+// published judges what became of a record.
 func published(e *sink.PublishError) verdict {
 	switch {
-	case errors.Is(e, kerr.MessageTooLarge), errors.Is(e, kerr.RecordListTooLarge):
+	case isAny(e, kerr.MessageTooLarge, kerr.RecordListTooLarge):
 		return verdict{Poison, "raise max.message.bytes of the topic, or lower kafka.max_record so that such events are found before they are sent"}
-	case errors.Is(e, kerr.InvalidRecord), errors.Is(e, kerr.InvalidTopicException):
-		return verdict{Poison, "the brokers refuse this record"}
-	case errors.Is(e, kerr.UnknownTopicOrPartition), errors.Is(e, kerr.UnknownTopicID):
-		return missingTopic(&sink.MissingTopicError{Topic: e.Topic, Vanished: true})
-	case errors.Is(e, kerr.TopicAuthorizationFailed), errors.Is(e, kerr.ClusterAuthorizationFailed):
+	case isAny(e, kerr.InvalidRecord, kerr.InvalidTopicException, kerr.InvalidTimestamp):
+		return verdict{Poison, "the brokers refuse this record: see the topic's configuration"}
+	case isAny(e, kerr.TopicAuthorizationFailed, kerr.ClusterAuthorizationFailed):
 		return verdict{Fatal, "grant the client WRITE on the topic"}
+	case isAny(e, kerr.UnknownTopicOrPartition, kerr.UnknownTopicID, // the next session looks whether it has vanished
+		kerr.OutOfOrderSequenceNumber, kerr.UnknownProducerID, kerr.InvalidProducerEpoch, kerr.ProducerFenced,
+		kerr.SaslAuthenticationFailed, // the next session reads the secret anew
+		kgo.ErrClientClosed, kgo.ErrRecordTimeout, kgo.ErrRecordRetries, context.Canceled):
+		return verdict{Retry, ""}
 	}
-	// Batches that timed out, a fenced or forgotten producer, a closed client: the next
-	// session sends again what was not acknowledged.
-	return verdict{Retry, ""}
+	if v, ok := retriable(e); ok {
+		return v
+	}
+	return verdict{Fatal, "the brokers refuse the record: see their logs and the topic's configuration"}
+}
+
+func isAny(err error, targets ...error) bool {
+	return slices.ContainsFunc(targets, func(target error) bool { return errors.Is(err, target) })
 }
 
 func missingTopic(e *sink.MissingTopicError) verdict {
@@ -193,9 +201,11 @@ func tlsAlert(err error) (verdict, bool) {
 // retriable knows the errors of a network.
 func retriable(err error) (verdict, bool) {
 	var netErr net.Error
-	ok := errors.As(err, &netErr) || kerr.IsRetriable(err) ||
-		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, io.ErrClosedPipe) ||
-		errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) ||
-		errors.Is(err, kgo.ErrClientClosed) || errors.Is(err, context.DeadlineExceeded)
+	_, op := errors.AsType[*net.OpError](err)
+	_, dns := errors.AsType[*net.DNSError](err)
+	// net.Error alone would take in a file that does not exist.
+	ok := op || dns || errors.As(err, &netErr) && netErr.Timeout() || kerr.IsRetriable(err) ||
+		isAny(err, io.EOF, io.ErrUnexpectedEOF, io.ErrClosedPipe, net.ErrClosed, kgo.ErrClientClosed,
+			syscall.ECONNREFUSED, syscall.ECONNRESET, syscall.EPIPE)
 	return verdict{Retry, ""}, ok
 }

@@ -48,7 +48,7 @@ func TestErrorsOfTheRooms(t *testing.T) {
 	at := decode.Position{SystemID: "7000", Timeline: 1, CommitLSN: 0x1500000}
 	poison := &sink.PoisonError{Position: at, Topic: "orders", Reason: "too large"}
 	for _, j := range []judged{
-		{"an event against the contract", &decode.ContractError{Position: at, Where: "public.outbox", Reason: "null"}, Poison, "correct what writes"},
+		{"an event against the contract", &decode.ContractError{Position: at, Where: "public.outbox", Reason: "null"}, Poison, "what writes such events"},
 		{"an event that is no record", poison, Poison, "kafka.max_record"},
 		{"poison, and Kafka fails at the drain", errors.Join(poison, kgo.ErrClientClosed), Poison, "kafka.max_record"},
 		{"a lost slot", &replication.SlotLostError{Slot: "s", Reason: "wal_removed"}, Lost, "max_slot_wal_keep_size"},
@@ -73,10 +73,12 @@ func TestErrorsOfTheRooms(t *testing.T) {
 
 func TestErrorsOfPostgres(t *testing.T) {
 	for code, want := range map[string]judged{
-		"55006": {class: Standby},                       // object_in_use: the slot
-		"08000": {class: Retry},                         // connection_exception
-		"08006": {class: Retry},                         // connection_failure
-		"08P01": {class: Retry},                         // protocol_violation, of poolers
+		"55006": {class: Standby},               // object_in_use: the slot
+		"08000": {class: Retry},                 // connection_exception
+		"08006": {class: Retry},                 // connection_failure
+		"08P01": {class: Fatal, hint: "pooler"}, // protocol_violation
+		"40001": {class: Retry},
+		"55P03": {class: Retry},
 		"57014": {class: Retry},                         // query_canceled
 		"57P01": {class: Retry},                         // admin_shutdown
 		"57P02": {class: Retry},                         // crash_shutdown
@@ -136,8 +138,8 @@ func TestErrorsOfPublishing(t *testing.T) {
 		{"", kerr.RecordListTooLarge, Poison, "max.message.bytes"},
 		{"", kerr.InvalidRecord, Poison, "refuse this record"},
 		{"", kerr.InvalidTopicException, Poison, "refuse this record"},
-		{"", kerr.UnknownTopicOrPartition, Fatal, "find out who deleted it"},
-		{"", kerr.UnknownTopicID, Fatal, "find out who deleted it"},
+		{"", kerr.UnknownTopicOrPartition, Retry, ""}, // the next session looks whether it has vanished
+		{"", kerr.UnknownTopicID, Retry, ""},
 		{"", kerr.TopicAuthorizationFailed, Fatal, "grant the client WRITE on the topic"},
 		{"", kerr.ClusterAuthorizationFailed, Fatal, "grant the client WRITE on the topic"},
 		{"", kerr.OutOfOrderSequenceNumber, Retry, ""},
@@ -145,6 +147,9 @@ func TestErrorsOfPublishing(t *testing.T) {
 		{"", kerr.UnknownProducerID, Retry, ""},
 		{"", kerr.NotEnoughReplicas, Retry, ""},
 		{"", kerr.SaslAuthenticationFailed, Retry, ""}, // the next session's connect says it
+		{"", kerr.InvalidTimestamp, Poison, "refuse this record"},
+		{"", kerr.PolicyViolation, Fatal, "the brokers refuse the record"},
+		{"", errors.New("new to us"), Fatal, "the brokers refuse the record"},
 		{"", kgo.ErrRecordTimeout, Retry, ""},
 		{"", kgo.ErrClientClosed, Retry, ""},
 		{"", context.Canceled, Retry, ""},

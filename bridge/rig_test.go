@@ -174,10 +174,10 @@ func (r *rig) answerSQL(senderTimeout time.Duration) {
 	r.pg.Handle("slot", func(string) walsender.Result {
 		confirmed, end := r.pg.Confirmed().String(), r.pg.WALEnd().String()
 		return walsender.Result{
-			Columns: strings.Split("plugin slot_type database active active_pid restart confirmed wal_status safe reason server", " "),
+			Columns: strings.Split("plugin slot_type database active active_pid restart confirmed wal_status safe reason two_phase server", " "),
 			Rows: [][]*string{{
 				text("pgoutput"), text("logical"), text("shop"), text("false"), text(""), text(confirmed), text(confirmed),
-				text("reserved"), text("-1"), text(""), text(end),
+				text("reserved"), text("-1"), text(""), text("false"), text(end),
 			}}, Tag: "SELECT 1",
 		}
 	})

@@ -26,6 +26,8 @@ type session struct {
 
 	fail context.CancelCauseFunc // ends the session at once
 	txn  *replication.Txn        // the open transaction, nil between two
+
+	lastAcknowledged uint64 // tick's
 }
 
 // pump is the path of an event, on one goroutine from the socket to the Kafka client. It
@@ -58,7 +60,9 @@ func (s *session) pump(ctx, stop context.Context) error {
 		}
 		switch c.Kind {
 		case decode.Begin:
-			s.txn = s.inflight.Begin()
+			if s.txn, err = s.inflight.Begin(ctx); err != nil {
+				return err
+			}
 		case decode.Row, decode.Message:
 			s.txn.Add()
 			if err := s.sink.Publish(ctx, &c.Event, s.txn.Done); err != nil {
@@ -78,7 +82,7 @@ func (s *session) pump(ctx, stop context.Context) error {
 // run opens the sink and pumps until stop is done or something fails. Beside the pump there
 // are two goroutines: Feedback, which alone writes to the stream, and Watch. They start
 // before Kafka is asked for anything, so that Postgres never waits for Kafka. The order at
-// the end: pump, Kafka, Feedback and Watch, the last status update, stream, Kafka client.
+// the end: pump, Kafka and its client, Feedback and Watch, the last status update, stream.
 func (s *session) run(ctx, stop context.Context) error {
 	beside, end := context.WithCancel(ctx)
 	var wg sync.WaitGroup

@@ -36,7 +36,7 @@ type Status struct {
 	Sessions     int       `json:"sessions"` // since the process started
 	Inflight     int64     `json:"in_flight_events"`
 	ConfirmedLSN string    `json:"confirmed_lsn"`          // as we told Postgres
-	LastProgress time.Time `json:"last_progress,omitzero"` // when nothing was in flight, or ConfirmedLSN moved
+	LastProgress time.Time `json:"last_progress,omitzero"` // when nothing was in flight, or Kafka acknowledged something
 	LastEvent    time.Time `json:"last_event"`             // zero: none since the process started
 	LastError    string    `json:"last_error,omitempty"`
 	LastErrorAt  time.Time `json:"last_error_at,omitzero"`
@@ -101,11 +101,12 @@ func (b *Bridge) enterLocked(state State) {
 // tick takes Feedback's look at the session, ten times a second.
 func (s *session) tick(confirmed replication.LSN) {
 	inflight := s.inflight.Pending()
-	moved := s.confirmed.Swap(uint64(confirmed)) != uint64(confirmed)
+	s.confirmed.Store(uint64(confirmed))
+	acknowledged := s.acknowledged.Load()
 	s.metrics.inflight.WithLabelValues(s.db.Name).Set(float64(inflight))
 	s.mu.Lock()
-	if inflight == 0 || moved {
-		s.status.LastProgress = time.Now()
+	if inflight == 0 || acknowledged != s.lastAcknowledged {
+		s.status.LastProgress, s.lastAcknowledged = time.Now(), acknowledged
 	}
 	s.status.Inflight = inflight
 	s.mu.Unlock()

@@ -38,10 +38,10 @@ func (r *rig) loseSlot() {
 	r.pg.Handle("slot", func(string) walsender.Result {
 		at := r.pg.Confirmed().String()
 		return walsender.Result{
-			Columns: strings.Split("plugin slot_type database active active_pid restart confirmed wal_status safe reason server", " "),
+			Columns: strings.Split("plugin slot_type database active active_pid restart confirmed wal_status safe reason two_phase server", " "),
 			Rows: [][]*string{{
 				text("pgoutput"), text("logical"), text("shop"), text("false"), text(""), text(at), text(at),
-				text("lost"), text("-1"), text("wal_removed"), text(at),
+				text("lost"), text("-1"), text("wal_removed"), text("false"), text(at),
 			}}, Tag: "SELECT 1",
 		}
 	})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/rs/zerolog"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -60,7 +61,11 @@ func (b *Bridge) sinkOpener(o Options) func(context.Context) (*sink.Kafka, error
 		if cfg.SASL, err = mechanism(k.SASL); err != nil {
 			return nil, fmt.Errorf("kafka.sasl: %w", err)
 		}
-		cfg.Observe = b.metrics.observer(b.db.Name)
+		observe := b.metrics.observer(b.db.Name)
+		cfg.Observe = func(topic string, bytes int, latency time.Duration) {
+			b.acknowledged.Add(1)
+			observe(topic, bytes, latency)
+		}
 		return sink.Open(ctx, cfg)
 	}
 }

@@ -1,6 +1,7 @@
 package replication
 
 import (
+	"context"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -41,8 +42,13 @@ type Inflight struct {
 	last   LSN    // end LSN of the last commit, or where the stream began
 	free   []*Txn // finished transactions for reuse
 
+	room  chan struct{} // tells a Begin that waits that the window is no longer full
 	hooks Hooks
 }
+
+// windowMax bounds the transactions in the window. Kafka's own bounds count only what is not
+// acknowledged: behind one stuck event any number of finished transactions may wait.
+const windowMax = 1 << 18
 
 // Hooks are called by an Inflight. They must be quick and must not call back.
 type Hooks struct {
@@ -72,7 +78,7 @@ type Txn struct {
 // NewInflight returns an empty window of a stream that begins at start, the slot's
 // confirmed_flush_lsn.
 func NewInflight(start LSN, hooks Hooks) *Inflight {
-	f := &Inflight{last: start, hooks: hooks}
+	f := &Inflight{last: start, hooks: hooks, room: make(chan struct{}, 1)}
 	f.flushed.Store(uint64(start))
 	return f
 }
@@ -83,9 +89,19 @@ func (f *Inflight) Flushed() LSN { return LSN(f.flushed.Load()) }
 // Pending returns the number of events that are not acknowledged yet.
 func (f *Inflight) Pending() int64 { return f.pending.Load() }
 
-// Begin opens the next transaction at the end of the window.
-func (f *Inflight) Begin() *Txn {
+// Begin opens the next transaction at the end of the window. It waits while the window is
+// full, and fails only with ctx's cause.
+func (f *Inflight) Begin(ctx context.Context) (*Txn, error) {
 	f.mu.Lock()
+	for f.window.len() >= windowMax {
+		f.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-f.room:
+		}
+		f.mu.Lock()
+	}
 	defer f.mu.Unlock()
 	if f.open != nil {
 		panic("replication: Begin inside of a transaction")
@@ -101,7 +117,7 @@ func (f *Inflight) Begin() *Txn {
 	t.unfinished.Store(1)
 	f.open = t
 	f.window.push(t)
-	return t
+	return t, nil
 }
 
 // Add announces an event of the open transaction. It must come before the event
@@ -178,6 +194,12 @@ func (f *Inflight) advance() {
 		t := f.window.first()
 		if t.unfinished.Load() != 0 {
 			return
+		}
+		if f.window.len() == windowMax {
+			select {
+			case f.room <- struct{}{}:
+			default: // it has been told
+			}
 		}
 		f.flushed.Store(uint64(t.end))
 		f.free = append(f.free, f.window.popFirst())

@@ -1,6 +1,7 @@
 package replication
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -64,7 +65,7 @@ func runModel(seed uint64, steps int) error {
 		switch rng.IntN(6) {
 		case 0:
 			if open == nil {
-				open = f.Begin()
+				open, _ = f.Begin(context.Background())
 				m.txns = append(m.txns, &modelTxn{})
 			}
 		case 1, 2:
@@ -122,7 +123,7 @@ func TestInflightPublishesOnlyTheFinishedPrefix(t *testing.T) {
 	f := NewInflight(100, Hooks{})
 	var done []func(error)
 	for end := LSN(200); end <= 400; end += 100 {
-		txn := f.Begin()
+		txn, _ := f.Begin(context.Background())
 		txn.Add()
 		done = append(done, txn.Done)
 		if err := f.Commit(end, time.Time{}); err != nil {
@@ -143,12 +144,12 @@ func TestInflightPublishesOnlyTheFinishedPrefix(t *testing.T) {
 func TestInflightLatchesBehindAFailure(t *testing.T) {
 	var failed error
 	f := NewInflight(100, Hooks{Failed: func(err error) { failed = err }})
-	first := f.Begin()
+	first, _ := f.Begin(context.Background())
 	first.Add()
 	if err := f.Commit(200, time.Time{}); err != nil {
 		t.Fatal(err)
 	}
-	second := f.Begin()
+	second, _ := f.Begin(context.Background())
 	second.Add()
 	if err := f.Commit(300, time.Time{}); err != nil {
 		t.Fatal(err)
@@ -178,7 +179,7 @@ func TestInflightIdleOnlyWhenNothingIsPending(t *testing.T) {
 	if got := f.Flushed(); got != 150 {
 		t.Errorf("an older keepalive moved Flushed back to %s", got)
 	}
-	txn := f.Begin()
+	txn, _ := f.Begin(context.Background())
 	f.Idle(200)
 	txn.Add()
 	f.Idle(200)
@@ -197,14 +198,14 @@ func TestInflightIdleOnlyWhenNothingIsPending(t *testing.T) {
 
 func TestInflightEmptyTransactionsTakeNoRoomBehindAStuckOne(t *testing.T) {
 	f := NewInflight(0, Hooks{})
-	stuck := f.Begin()
+	stuck, _ := f.Begin(context.Background())
 	stuck.Add()
 	if err := f.Commit(10, time.Time{}); err != nil {
 		t.Fatal(err)
 	}
 	const last = 1_000_000
 	for end := LSN(11); end <= last; end++ {
-		f.Begin()
+		_, _ = f.Begin(context.Background())
 		if err := f.Commit(end, time.Time{}); err != nil {
 			t.Fatal(err)
 		}
@@ -218,10 +219,49 @@ func TestInflightEmptyTransactionsTakeNoRoomBehindAStuckOne(t *testing.T) {
 	}
 }
 
+// Behind a stuck event the window fills up to its bound, and no further.
+func TestInflightBeginWaitsWhileTheWindowIsFull(t *testing.T) {
+	f := NewInflight(0, Hooks{})
+	var stuck *Txn
+	for end := LSN(1); end <= windowMax; end++ {
+		txn, err := f.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		txn.Add()
+		if err := f.Commit(end, time.Time{}); err != nil {
+			t.Fatal(err)
+		}
+		if stuck == nil {
+			stuck = txn
+			continue
+		}
+		txn.Done(nil)
+	}
+	full, cancel := context.WithCancelCause(t.Context())
+	boom := errors.New("boom")
+	cancel(boom)
+	if _, err := f.Begin(full); !errors.Is(err, boom) {
+		t.Fatalf("Begin in a full window: %v, want the context's cause", err)
+	}
+	began := make(chan error)
+	go func() {
+		_, err := f.Begin(t.Context())
+		began <- err
+	}()
+	stuck.Done(nil)
+	if err := <-began; err != nil {
+		t.Error(err)
+	}
+	if got := f.Flushed(); got != windowMax {
+		t.Errorf("Flushed %s, want %s", got, LSN(windowMax))
+	}
+}
+
 func TestInflightRefusesRepeatedCommits(t *testing.T) {
 	f := NewInflight(100, Hooks{})
 	for _, end := range []LSN{100, 50} {
-		f.Begin()
+		_, _ = f.Begin(context.Background())
 		if err := f.Commit(end, time.Time{}); err == nil {
 			t.Errorf("a commit that ends at %s was taken behind 0/64", end)
 		}
@@ -238,7 +278,7 @@ func TestInflightPanicsWhenMoreIsDoneThanAdded(t *testing.T) {
 		}
 	}()
 	f := NewInflight(0, Hooks{})
-	txn := f.Begin()
+	txn, _ := f.Begin(context.Background())
 	txn.Done(nil)
 	txn.Done(nil)
 }
@@ -258,7 +298,7 @@ func TestInflightIsSafeForConcurrentDone(t *testing.T) {
 	const txns = 20_000
 	var last LSN
 	for i := range txns {
-		txn := f.Begin()
+		txn, _ := f.Begin(context.Background())
 		for range 1 + i%3 {
 			txn.Add()
 			events <- txn.Done
@@ -279,7 +319,7 @@ func TestInflightDoesNotAllocate(t *testing.T) {
 	f := NewInflight(0, Hooks{})
 	end := LSN(0)
 	allocs := testing.AllocsPerRun(10_000, func() {
-		txn := f.Begin()
+		txn, _ := f.Begin(context.Background())
 		txn.Add()
 		end++
 		if err := f.Commit(end, time.Time{}); err != nil {
@@ -297,7 +337,7 @@ func BenchmarkInflight(b *testing.B) {
 	end := LSN(0)
 	b.ReportAllocs()
 	for b.Loop() {
-		txn := f.Begin()
+		txn, _ := f.Begin(context.Background())
 		txn.Add()
 		end++
 		_ = f.Commit(end, time.Time{})

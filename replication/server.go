@@ -171,6 +171,12 @@ func checkColumns(publication string, t Table, columns, published string) error 
 	if err := errors.Join(json.Unmarshal([]byte(columns), &have), json.Unmarshal([]byte(published), &p)); err != nil {
 		return fmt.Errorf("read the columns of %s: %w", t, err)
 	}
+	if p.RowFilter != nil {
+		return &PreconditionError{
+			fmt.Sprintf("publication %q filters the rows of %s, what it leaves out would be lost", publication, t),
+			"take the WHERE off the table: ALTER PUBLICATION … SET TABLE",
+		}
+	}
 	for _, c := range t.Columns {
 		if !slices.Contains(have, c) {
 			return &PreconditionError{

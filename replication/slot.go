@@ -23,6 +23,7 @@ type Slot struct {
 	ServerLSN          LSN    // end of WAL when this was read
 
 	plugin, kind, database string
+	twoPhase               bool
 }
 
 // RestartLag returns the bytes of WAL that the server keeps for the slot: disk.
@@ -53,23 +54,24 @@ func (e *SlotLostError) Error() string {
 // ReadSlot reads the slot's state. It fails with ErrNoSlot when there is none.
 func ReadSlot(ctx context.Context, conn *pgx.Conn, name string) (*Slot, error) {
 	s := Slot{Name: name}
-	var active, restart, confirmed, safe, server string
+	var active, restart, confirmed, safe, twoPhase, server string
 	// to_jsonb, because invalidation_reason and conflicting are of Postgres 16 and 17
 	err := conn.QueryRow(ctx, `/* walferry:slot */ select coalesce(plugin::text, ''), slot_type, coalesce(database::text, ''),
 		active::text, coalesce(active_pid::text, ''), coalesce(restart_lsn::text, ''), coalesce(confirmed_flush_lsn::text, ''),
 		coalesce(wal_status, ''), coalesce(safe_wal_size::text, '-1'),
 		coalesce(to_jsonb(s)->>'invalidation_reason', case when to_jsonb(s)->>'conflicting' = 'true' then 'conflict' else '' end),
+		coalesce(to_jsonb(s)->>'two_phase', 'false'),
 		(case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end)::text
 		from pg_catalog.pg_replication_slots s where slot_name = $1`, name).
 		Scan(&s.plugin, &s.kind, &s.database, &active, &s.ActivePID, &restart, &confirmed,
-			&s.WALStatus, &safe, &s.InvalidationReason, &server)
+			&s.WALStatus, &safe, &s.InvalidationReason, &twoPhase, &server)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, fmt.Errorf("slot %q: %w", name, ErrNoSlot)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read slot %q: %w", name, err)
 	}
-	s.Active = active == "true"
+	s.Active, s.twoPhase = active == "true", twoPhase == "true"
 	if s.SafeWALSize, err = strconv.ParseInt(safe, 10, 64); err != nil {
 		return nil, fmt.Errorf("read slot %q: safe_wal_size: %w", name, err)
 	}
@@ -96,6 +98,8 @@ func (s *Slot) Check(database string) error {
 		return &PreconditionError{fmt.Sprintf("slot %q is a %s slot", s.Name, s.kind), other}
 	case s.plugin != "pgoutput":
 		return &PreconditionError{fmt.Sprintf("slot %q uses the output plugin %q, walferry reads pgoutput", s.Name, s.plugin), other}
+	case s.twoPhase:
+		return &PreconditionError{fmt.Sprintf("slot %q was created with two_phase, and would send transactions before their COMMIT PREPARED", s.Name), other}
 	case s.database != database:
 		return &PreconditionError{
 			fmt.Sprintf("slot %q belongs to database %q, the connection is to %q", s.Name, s.database, database),

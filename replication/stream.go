@@ -62,13 +62,14 @@ var (
 // pinned makes the text form of values independent of the role's and the
 // database's defaults.
 var pinned = map[string]string{
-	"replication":        "database",
-	"client_encoding":    "UTF8",
-	"DateStyle":          "ISO, MDY",
-	"TimeZone":           "UTC",
-	"IntervalStyle":      "postgres",
-	"extra_float_digits": "1",
-	"bytea_output":       "hex",
+	"replication":         "database",
+	"client_encoding":     "UTF8",
+	"DateStyle":           "ISO, MDY",
+	"TimeZone":            "UTC",
+	"IntervalStyle":       "postgres",
+	"extra_float_digits":  "1",
+	"bytea_output":        "hex",
+	"client_min_messages": "warning", // what Postgres 18 says when it skips a publication
 }
 
 // Open checks server, publication and slot over sql and starts streaming where

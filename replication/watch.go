@@ -15,7 +15,10 @@ import (
 // confirmed everything: this connection's end is how we learn of it.
 type Watch struct {
 	Conn *pgx.Conn // owned by Run, which may replace it and closes it
-	Slot string
+	// Slot, Publication and Tables are looked at again and again.
+	Slot        string
+	Publication string
+	Tables      []Table
 	// Every is the interval between two looks at the slot.
 	Every time.Duration
 	// Grace is how long a shutdown may wait for us.
@@ -27,8 +30,12 @@ type Watch struct {
 // ErrServerShutdown is a server that has waited for us as long as we let it.
 var ErrServerShutdown = errors.New("the server is shutting down")
 
-// Run watches until ctx is done, or fails with ErrServerShutdown once the server
-// has refused ordinary connections for longer than Grace.
+// lookTimeout bounds one look and one attempt to connect.
+const lookTimeout = 5 * time.Second
+
+// Run watches until ctx is done. It fails with ErrServerShutdown once the server has
+// refused ordinary connections for Grace, and with a *PreconditionError when the
+// publication no longer publishes what it must.
 func (w *Watch) Run(ctx context.Context) error {
 	defer func() {
 		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
@@ -37,7 +44,7 @@ func (w *Watch) Run(ctx context.Context) error {
 	}()
 	for {
 		err := w.look(ctx)
-		if err != nil && ctx.Err() == nil {
+		if w.Conn.IsClosed() && ctx.Err() == nil {
 			err = w.reopen(ctx)
 		}
 		if ctx.Err() != nil {
@@ -49,21 +56,22 @@ func (w *Watch) Run(ctx context.Context) error {
 	}
 }
 
-// look reports the slot and waits until the next look is due. It fails when the
-// connection is gone.
+// look reports the slot, checks the publication, and waits until the next look is due or
+// the connection ends. A look that fails for another reason is made again.
 func (w *Watch) look(ctx context.Context) error {
-	slot, err := ReadSlot(ctx, w.Conn, w.Slot)
-	switch {
-	case err == nil:
+	soon, cancel := context.WithTimeout(ctx, lookTimeout) // pgx closes the connection behind it
+	slot, err := ReadSlot(soon, w.Conn, w.Slot)
+	if err == nil {
 		w.Report(slot)
-	case w.Conn.IsClosed():
+		err = CheckPublication(soon, w.Conn, w.Publication, w.Tables)
+	}
+	cancel()
+	if _, ok := errors.AsType[*PreconditionError](err); ok {
 		return err
 	}
 	due, cancel := context.WithTimeout(ctx, w.Every)
 	defer cancel()
-	if _, err = w.Conn.WaitForNotification(due); w.Conn.IsClosed() {
-		return err
-	}
+	_, _ = w.Conn.WaitForNotification(due) // there are none; it ends with due, or with the connection
 	return nil
 }
 
@@ -73,15 +81,13 @@ func (w *Watch) reopen(ctx context.Context) error {
 	retry := time.NewTicker(250 * time.Millisecond)
 	defer retry.Stop()
 	for {
-		try, cancel := context.WithTimeout(ctx, w.Grace)
-		conn, err := ConnectSQL(try, w.Conn.Config())
-		cancel()
+		err := w.connect(ctx)
 		if err == nil {
-			w.Conn = conn
 			return nil
 		}
-		// Any other refusal, too many connections for one, says nothing of a shutdown.
-		down := sqlState(err) == "57P03" || errors.Is(err, syscall.ECONNREFUSED)
+		// Any other refusal, too many connections for one, says nothing of a shutdown. A standby
+		// is another host of the DSN: ours is gone.
+		down := sqlState(err) == "57P03" || errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, ErrInRecovery)
 		if down && time.Since(lost) >= w.Grace {
 			return fmt.Errorf("slot %q: %w", w.Slot, ErrServerShutdown)
 		}
@@ -91,4 +97,19 @@ func (w *Watch) reopen(ctx context.Context) error {
 		case <-retry.C:
 		}
 	}
+}
+
+func (w *Watch) connect(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	conn, err := ConnectSQL(ctx, w.Conn.Config())
+	if err != nil {
+		return err
+	}
+	if _, err := ReadServer(ctx, conn); err != nil {
+		_ = conn.Close(ctx) // it only read
+		return err
+	}
+	w.Conn = conn
+	return nil
 }

@@ -58,6 +58,11 @@ func (rt *router) fill(r *record, ev *decode.Event) error {
 	if err != nil {
 		return err
 	}
+	// Checked before anything is copied or sent: the brokers' refusal would come too late, for
+	// by then later records of the partition may be on their way (docs/adr/0006).
+	if size := recordSize(ev); size > rt.maxRecord {
+		return &PoisonError{ev.Position, topic, fmt.Sprintf("the record has %d bytes, kafka.max_record allows %d", size, rt.maxRecord)}
+	}
 	r.position = ev.Position
 	b := r.bytes[:0]
 	b = append(b, ev.AggregateID...)
@@ -90,12 +95,16 @@ func (rt *router) fill(r *record, ev *decode.Event) error {
 		headers = append(headers, kgo.RecordHeader{Key: typeHeader, Value: b[position:]})
 	}
 	r.Headers = headers
-	// Checked here because the brokers' refusal would come too late: by then later
-	// records of the partition may be on their way (docs/adr/0006).
-	if len(b) > rt.maxRecord {
-		return &PoisonError{ev.Position, topic, fmt.Sprintf("the record has %d bytes, kafka.max_record allows %d", len(b), rt.maxRecord)}
-	}
 	return nil
+}
+
+// recordSize returns the bytes of key, value and the headers that the event brings.
+func recordSize(ev *decode.Event) int {
+	payload := len(ev.Payload)
+	if ev.PayloadHex {
+		payload /= 2
+	}
+	return len(ev.AggregateID) + payload + len(ev.ID) + len(ev.Type)
 }
 
 // appendPayload appends the record's value: of a bytea its bytes, of any other type
