@@ -18,7 +18,7 @@ import (
 const (
 	loadKeys    = 50
 	loadWriters = 6
-	loadPace    = 10 * time.Millisecond // between a writer's transactions
+	loadPace    = 25 * time.Millisecond // between a writer's transactions
 )
 
 // load is a set of writers that fill the outbox until stop, over any fault of Postgres.
@@ -180,7 +180,7 @@ func (w *writer) disconnect() {
 // transaction writes a few events in one transaction and notes what became of them. It
 // returns false when the connection is of no use any more.
 func (w *writer) transaction(ctx context.Context) bool {
-	sizes := []int{1, 1, 1, 2, 2, 3, 5, 8, 13, 60}
+	sizes := []int{1, 1, 1, 2, 2, 3, 5, 8, 13, 40}
 	refs := make([]ref, sizes[w.random.IntN(len(sizes))])
 	for i := range refs {
 		refs[i] = w.ledger.next(w.keys[w.random.IntN(len(w.keys))])

@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -14,55 +16,98 @@ import (
 	"github.com/walferry/walferry/internal/servers"
 )
 
+// stopPostgres stops the server and makes sure that this takes no longer than limit.
+func stopPostgres(t *testing.T, pg *servers.PG, version, mode string, limit time.Duration) {
+	t.Helper()
+	began := time.Now()
+	err := pg.Stop(mode)
+	took := time.Since(began)
+	t.Logf("Postgres %s: %s stop took %s", version, mode, took.Round(time.Millisecond))
+	if err != nil || took > limit {
+		t.Errorf("Postgres %s: %s stop took %s, want at most %s: %v", version, mode, took, limit, err)
+	}
+}
+
 func TestPostgresRestartsUnderLoad(t *testing.T) {
-	const grace = 2 * time.Second
-	broker := breakableKafka(t)
 	for _, version := range servers.PostgresVersions() {
 		t.Run(version, func(t *testing.T) {
 			pg := ownPostgres(t, version, servers.PostgresOptions{})
-			w := newWorld(t, pg.DSN("postgres"), func(cfg *config.Config) {
-				cfg.Kafka.Brokers = []string{broker.Addr()}
-				cfg.Databases[0].ShutdownGrace = grace
-			})
+			w := newWorld(t, pg.DSN("postgres"), nil)
 			l := w.startLoad(newSeed(t))
 			r := w.run("")
-			restart := func(mode string, limit time.Duration) {
-				t.Helper()
-				began := time.Now()
-				if err := pg.Stop(mode); err != nil {
-					t.Fatal(err)
-				}
-				took := time.Since(began)
-				t.Logf("%s stop took %s", mode, took.Round(time.Millisecond))
-				if took > limit {
-					t.Errorf("%s stop took %s, want at most %s", mode, took, limit)
-				}
+			for _, mode := range []string{"fast", "immediate"} {
+				r.awaitState(bridge.Streaming)
+				l.more(100)
+				stopPostgres(t, pg, version, mode, 2*time.Second)
 				if err := pg.Start(context.Background()); err != nil {
 					t.Fatal(err)
 				}
 			}
-			for _, mode := range []string{"fast", "immediate"} {
-				r.awaitState(bridge.Streaming)
-				l.more(100)
-				restart(mode, 2*time.Second)
-			}
-			r.awaitState(bridge.Streaming)
-			l.more(20)
-			end := outage(t, broker)
-			r.awaitInflight()
-			restart("fast", grace+2*time.Second)
-			end()
 			l.audit()
 		})
 	}
 }
 
-// awaitInflight waits until events are on their way to Kafka.
-func (r *running) awaitInflight() {
+func TestPostgresStopsWithoutKafka(t *testing.T) {
+	const grace = 2 * time.Second
+	broker := breakableKafka(t)
+	type pair struct {
+		version string
+		pg      *servers.PG
+		w       *world
+		r       *running
+	}
+	var pairs []pair
+	for _, version := range servers.PostgresVersions() {
+		pg := ownPostgres(t, version, servers.PostgresOptions{})
+		w := newWorld(t, pg.DSN("postgres"), func(cfg *config.Config) {
+			cfg.Kafka.Brokers = []string{broker.Addr()}
+			cfg.Databases[0].ShutdownGrace = grace
+		})
+		w.insert("k", "0")
+		pairs = append(pairs, pair{version, pg, w, w.run("")})
+		w.awaitCaughtUp()
+	}
+	end := outage(t, broker)
+	var stops sync.WaitGroup
+	for _, p := range pairs {
+		for i := range 9 {
+			p.w.insert("k", fmt.Sprint(i+1))
+		}
+		p.r.awaitStall()
+		stops.Go(func() { stopPostgres(t, p.pg, p.version, "fast", grace+2*time.Second) })
+	}
+	stops.Wait()
+	for _, p := range pairs {
+		if err := p.pg.Start(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	end()
+	for _, p := range pairs {
+		p.w.reconnect()
+		p.w.awaitCaughtUp()
+		var got []string
+		for _, r := range p.w.records() {
+			got = append(got, string(r.Value))
+		}
+		if p.version < "17" {
+			// These keep confirmed_flush_lsn in memory: a slot comes back from any restart with what its
+			// last change of other kind wrote to disk.
+			got = slices.Compact(got)
+		}
+		if want := "[0 1 2 3 4 5 6 7 8 9]"; fmt.Sprint(got) != want {
+			t.Errorf("Postgres %s: records %v, want %s", p.version, got, want)
+		}
+	}
+}
+
+// awaitStall waits until events are on their way to Kafka and nothing comes back.
+func (r *running) awaitStall() {
 	r.t.Helper()
-	await(r.t, "events in flight", func() error {
-		if s := r.bridge.Status(); s.State != bridge.Streaming || s.Inflight == 0 {
-			return fmt.Errorf("state %s, %d in flight", s.State, s.Inflight)
+	await(r.t, "a stall", func() error {
+		if s := r.bridge.Status(); s.State != bridge.Streaming || s.Inflight == 0 || time.Since(s.LastProgress) < 300*time.Millisecond {
+			return fmt.Errorf("state %s, %d in flight, last progress %s ago", s.State, s.Inflight, time.Since(s.LastProgress))
 		}
 		return nil
 	})
@@ -94,20 +139,18 @@ func TestWalsenderIsTerminatedAgainAndAgain(t *testing.T) {
 	r := w.run("")
 	began := time.Now()
 	for pid, round := "", 0; round < rounds; round++ {
-		start := w.confirmed()
 		pid = w.awaitWalsender(pid)
 		if round%2 == 0 { // else it may be too early for any progress
-			await(t, "progress", func() error {
-				if w.confirmed() == start {
-					return fmt.Errorf("%s is still confirmed", start)
-				}
-				return nil
-			})
+			w.awaitCaughtUp()
 		}
 		l.more(random.IntN(20))
 		w.query("SELECT pg_terminate_backend($1::int)::text", pid)
 	}
-	t.Logf("%d sessions in %s", rounds, time.Since(began).Round(time.Millisecond))
+	took := time.Since(began)
+	t.Logf("%d sessions in %s", rounds, took.Round(time.Millisecond))
+	if took > time.Minute {
+		t.Errorf("%d sessions took %s: the pauses between them grew although every second one made progress", rounds, took)
+	}
 	l.audit()
 	if s := r.bridge.Status(); s.Sessions <= rounds/2 {
 		t.Errorf("%d sessions of %d were streaming", s.Sessions, rounds)
@@ -183,9 +226,9 @@ func TestRestartsOfSessionsLeaveNothingBehind(t *testing.T) {
 	r := w.run("")
 	running, open := 0, 0
 	for round := range rounds {
-		pid := w.awaitWalsender("")
 		w.insert("k", fmt.Sprint(round))
 		w.awaitCaughtUp()
+		pid := w.awaitWalsender("")
 		if round == 0 {
 			running, open = runtime.NumGoroutine(), descriptors()
 		}
@@ -197,7 +240,6 @@ func TestRestartsOfSessionsLeaveNothingBehind(t *testing.T) {
 			return nil
 		})
 	}
-	w.awaitWalsender("")
 	w.awaitCaughtUp()
 	settled := func(what string, maxGoroutines, maxFiles int) {
 		t.Helper()
@@ -209,8 +251,8 @@ func TestRestartsOfSessionsLeaveNothingBehind(t *testing.T) {
 		})
 	}
 	settled("a session like the first", running+rounds/3, open+rounds/3) // a leak is one of each session
-	if s := r.bridge.Status(); s.Sessions != rounds+1 {
-		t.Errorf("%d sessions, want %d", s.Sessions, rounds+1)
+	if s := r.bridge.Status(); s.Sessions <= rounds {
+		t.Errorf("%d sessions, want %d or more", s.Sessions, rounds+1)
 	}
 	r.drain()
 	settled("the state before the bridge", goroutines, files)

@@ -3,7 +3,6 @@ package integration
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -348,12 +347,4 @@ func await(t *testing.T, what string, check func() error) {
 		case <-tick.C:
 		}
 	}
-}
-
-// classOf returns the class of a bridge's error.
-func classOf(err error) bridge.Class {
-	if e, ok := errors.AsType[*bridge.Error](err); ok {
-		return e.Class
-	}
-	return ""
 }

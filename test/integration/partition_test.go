@@ -54,7 +54,7 @@ func TestPartitionsComeAndGoWhileRunning(t *testing.T) {
 // Postgres 14 decides once in a session, at its first row, whether a table is published
 // (pgoutput.c, rel_sync_cache_relation_cb): there the rows of a table that was written to
 // before it was attached are missing until the next session, and a detached table's rows
-// still come. docs must tell its users to attach only tables that are new.
+// still come. Its users have to attach empty tables, or create partitions in place.
 func TestATableWithRowsBecomesAPartition(t *testing.T) {
 	onEveryPostgres(t, func(t *testing.T, admin string) {
 		w := partitionedWorld(t, admin)

@@ -58,29 +58,38 @@ func TestTopicsThatMayNotBeCreated(t *testing.T) {
 	w.mustPublish("order", want)
 }
 
-// Who deletes a topic deletes events that were delivered: the bridge must not cover it up.
+// Who deletes a topic deletes events that were delivered: the bridge must not cover it up,
+// neither the session that has written to it nor one that follows.
 func TestDeletedTopicIsNotCreatedAgain(t *testing.T) {
-	w := newWorld(t, newest(t), nil)
-	r := w.run("")
-	r.awaitState(bridge.Streaming)
-	w.order("k", "1")
-	w.awaitCaughtUp()
-	topic := w.prefix + ".order"
-	if _, err := w.kafkaAdmin().DeleteTopic(t.Context(), topic); err != nil {
-		t.Fatal(err)
+	for _, session := range []string{"same session", "next session"} {
+		t.Run(session, func(t *testing.T) {
+			w := newWorld(t, newest(t), nil)
+			r := w.run("")
+			r.awaitState(bridge.Streaming)
+			w.order("k", "1")
+			w.awaitCaughtUp()
+			topic := w.prefix + ".order"
+			if _, err := w.kafkaAdmin().DeleteTopic(t.Context(), topic); err != nil {
+				t.Fatal(err)
+			}
+			if session == "next session" {
+				w.exec("SELECT pg_cancel_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1", w.prefix)
+				w.awaitCaughtUp()
+			}
+			before := w.insertLSN()
+			want := w.order("k", "2")
+			r.mustStop(bridge.Fatal, topic, "--create --topic", "find out who deleted it")
+			if confirmed := w.confirmed(); confirmed > before {
+				t.Errorf("%s is confirmed, the event lies behind %s", confirmed, before)
+			}
+			if names := w.topics(); len(names) != 0 {
+				t.Errorf("topics %q were created again", names)
+			}
+			// Somebody has looked into it and starts it again.
+			w.drainAll()
+			w.mustPublish("order", want)
+		})
 	}
-	before := w.insertLSN()
-	want := w.order("k", "2")
-	r.mustStop(bridge.Fatal, topic, "--create --topic", "find out who deleted it")
-	if confirmed := w.confirmed(); confirmed > before {
-		t.Errorf("%s is confirmed, the event lies behind %s", confirmed, before)
-	}
-	if names := w.topics(); len(names) != 0 {
-		t.Errorf("topics %q were created again", names)
-	}
-	// Somebody has looked into it and starts it again.
-	w.drainAll()
-	w.mustPublish("order", want)
 }
 
 // A bridge outlives brokers that are away for as long as it takes, and says so.
