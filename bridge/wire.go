@@ -43,7 +43,7 @@ func (b *Bridge) sinkOpener(o Options) func(context.Context) (*sink.Kafka, error
 		Compression: compression(k.Compression), Linger: k.Linger,
 		MaxBuffered: int(k.MaxBuffered), MaxRecord: int(k.MaxRecord),
 		CreateTopics: k.Topics.Create, PositionHeader: k.PositionHeader,
-		Topics: &sink.Topics{}, Logger: kafkaLogger{b.log},
+		Topics: &sink.Topics{}, Logger: newKafkaLogger(b.log),
 		Created: func(topic string) {
 			b.log.Info().Str("topic", topic).Msg("created a missing topic with the broker's defaults")
 		},
@@ -102,6 +102,11 @@ func mechanism(s config.SASL) (sasl.Mechanism, error) {
 
 // kafkaLogger passes the Kafka client's warnings on; in normal operation there are none.
 type kafkaLogger struct{ log zerolog.Logger }
+
+// newKafkaLogger samples them: without brokers the client warns for each of its attempts.
+func newKafkaLogger(log zerolog.Logger) kafkaLogger {
+	return kafkaLogger{log.Sample(&zerolog.LevelSampler{WarnSampler: &zerolog.BurstSampler{Burst: 5, Period: logAgain}})}
+}
 
 // Level implements kgo.Logger.
 func (l kafkaLogger) Level() kgo.LogLevel {
