@@ -90,6 +90,34 @@ func TestMetrics(t *testing.T) {
 	})
 }
 
+// A gauge that keeps its last value hides what it no longer knows.
+func TestWithoutASessionGaugesHaveNoValue(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newRig(t, time.Minute, nil)
+		registry := instrument(r.bridge)
+		r.start()
+		release := r.holdProduce()
+		r.commit(event(0))
+		sleep(2 * watchEvery)
+		if got := scrape(t, registry)[`walferry_inflight_events{database="shop"}`]; got != "1" {
+			t.Errorf("%s events in flight, want 1", got)
+		}
+		r.pg.Crash()
+		sleep(2 * watchEvery)
+		for name, value := range scrape(t, registry) {
+			if strings.HasPrefix(name, "walferry_slot_") || strings.HasPrefix(name, "walferry_inflight") {
+				t.Errorf("while %s: %s %s", r.bridge.Status().State, name, value)
+			}
+		}
+		if s := r.bridge.Status(); s.State != Waiting || s.Inflight != 0 || s.WALStatus != "" {
+			t.Errorf("status %+v", s)
+		}
+		release()
+		r.pg.Start(0)
+		_ = r.finish()
+	})
+}
+
 func TestOneOfSeveralBridges(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		fine, broken := newRig(t, time.Minute, nil), newRig(t, time.Minute, nil)

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,7 +34,7 @@ type Options struct {
 	Until replication.LSN
 	// Dial and DialPostgres, if not nil, open the connections to brokers and to Postgres;
 	// for tests.
-	Dial         sink.DialFunc
+	Dial         func(ctx context.Context, network, addr string) (net.Conn, error)
 	DialPostgres pgconn.DialFunc
 }
 
@@ -117,7 +118,7 @@ func New(o Options) *Bridge {
 
 const (
 	backoffFirst = 250 * time.Millisecond
-	backoffLast  = 30 * time.Second
+	backoffLast  = 5 * time.Second
 	standbyWait  = time.Second
 	logAgain     = time.Minute // for an error that repeats
 )
@@ -220,13 +221,13 @@ func (s *session) open(ctx context.Context) error {
 		return err
 	}
 	dec := s.decode
-	dec.SystemID = s.stream.SystemID
+	dec.SystemID, dec.OIDs = s.stream.Server.SystemID, s.stream.Publication.OIDs
 	dec.Timeline = func(l decode.LSN) uint32 { return s.stream.Timelines.Of(replication.LSN(l)) }
 	s.decoder = decode.NewDecoder(dec)
 	s.inflight = replication.NewInflight(s.stream.Start, replication.Hooks{Failed: s.fail, Finished: s.finished})
 	s.feedback = &replication.Feedback{Stream: s.stream, Inflight: s.inflight, Tick: s.tick}
 	s.watch = &replication.Watch{
-		Conn: sql, Slot: s.db.Slot, Publication: s.db.Publication, Tables: s.replication.Tables,
+		Conn: sql, Server: s.stream.Server, Slot: s.db.Slot, Publication: s.db.Publication, Tables: s.replication.Tables,
 		Every: watchEvery, Grace: s.db.ShutdownGrace, Report: s.slot,
 	}
 	return nil

@@ -81,9 +81,9 @@ var rules = []rule{
 	as(func(e *replication.MalformedError) verdict { return malformed }),
 	as(missingTopic),
 	is(Retry, "", replication.ErrStreamEnded, replication.ErrSilent, replication.ErrServerShutdown, replication.ErrInRecovery,
-		pgconn.ErrReadOnlyConnection, pgconn.ErrStandbyConnection), // target_session_attrs: a failover is under way
+		replication.ErrOtherServer, pgconn.ErrReadOnlyConnection, pgconn.ErrStandbyConnection), // target_session_attrs: a failover is under way
 	as(func(e *pgconn.PgError) verdict { return sqlState(e.Code) }),
-	as(func(e *sink.PublishError) verdict { return published(e) }),
+	published,
 	is(Fatal, "grant the client WRITE, DESCRIBE and, for kafka.topics.create, CREATE on the topic, and IDEMPOTENT_WRITE on clusters before 2.8",
 		kerr.TopicAuthorizationFailed, kerr.ClusterAuthorizationFailed, kerr.TransactionalIDAuthorizationFailed),
 	is(Fatal, "check kafka.sasl and the listener's mechanisms", kerr.SaslAuthenticationFailed, kerr.UnsupportedSaslMechanism, kerr.IllegalSaslState),
@@ -98,11 +98,13 @@ var rules = []rule{
 	}),
 	retriable,
 	as(func(e *pgconn.ConnectError) verdict { return unequal }),
+	as(func(e *sink.PublishError) verdict { return refused }),
 }
 
 var (
 	malformed    = verdict{Fatal, "nothing was confirmed past it; report it with the versions of Postgres and walferry"}
 	certificates = verdict{Fatal, "check the CA, the host name and the validity of the certificate"}
+	refused      = verdict{Fatal, "the brokers refuse the record: see their logs and the topic's configuration"}
 	// What pgconn refuses by itself has no type: TLS, authentication methods, versions.
 	unequal = verdict{Fatal, "the server does not offer what the DSN asks for: compare sslmode with the server's ssl, channel_binding and require_auth with pg_hba.conf"}
 )
@@ -158,25 +160,24 @@ func sqlState(code string) verdict {
 	return verdict{Fatal, "unexpected SQLSTATE: see the server's log"}
 }
 
-// published judges what became of a record.
-func published(e *sink.PublishError) verdict {
+// published judges what became of a record, as far as that differs from other errors of Kafka.
+func published(err error) (verdict, bool) {
+	_, ok := errors.AsType[*sink.PublishError](err)
 	switch {
-	case isAny(e, kerr.MessageTooLarge, kerr.RecordListTooLarge):
-		return verdict{Poison, "raise max.message.bytes of the topic, or lower kafka.max_record so that such events are found before they are sent"}
-	case isAny(e, kerr.InvalidRecord, kerr.InvalidTopicException, kerr.InvalidTimestamp):
-		return verdict{Poison, "the brokers refuse this record: see the topic's configuration"}
-	case isAny(e, kerr.TopicAuthorizationFailed, kerr.ClusterAuthorizationFailed):
-		return verdict{Fatal, "grant the client WRITE on the topic"}
-	case isAny(e, kerr.UnknownTopicOrPartition, kerr.UnknownTopicID, // the next session looks whether it has vanished
+	case !ok:
+	case isAny(err, kerr.MessageTooLarge, kerr.RecordListTooLarge):
+		return verdict{Poison, "raise max.message.bytes of the topic, or lower kafka.max_record so that such events are found before they are sent"}, true
+	case isAny(err, kerr.InvalidRecord, kerr.InvalidTopicException, kerr.InvalidTimestamp):
+		return verdict{Poison, "the brokers refuse this record: see the topic's configuration"}, true
+	case isAny(err, kerr.UnknownTopicOrPartition, kerr.UnknownTopicID, // the next session looks whether it has vanished
 		kerr.OutOfOrderSequenceNumber, kerr.UnknownProducerID, kerr.InvalidProducerEpoch, kerr.ProducerFenced,
 		kerr.SaslAuthenticationFailed, // the next session reads the secret anew
-		kgo.ErrClientClosed, kgo.ErrRecordTimeout, kgo.ErrRecordRetries, context.Canceled):
-		return verdict{Retry, ""}
+		kgo.ErrRecordTimeout, kgo.ErrRecordRetries, context.Canceled):
+		return verdict{Retry, ""}, true
+	case isAny(err, kerr.PolicyViolation): // of a record, not of creating its topic
+		return refused, true
 	}
-	if v, ok := retriable(e); ok {
-		return v
-	}
-	return verdict{Fatal, "the brokers refuse the record: see their logs and the topic's configuration"}
+	return verdict{}, false
 }
 
 func isAny(err error, targets ...error) bool {

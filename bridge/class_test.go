@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -42,12 +43,23 @@ func (j judged) check(t *testing.T) {
 	}
 }
 
+// checkAll checks cases whose errors reach the table wrapped. A case without a name is called by its error.
+func checkAll(t *testing.T, wrap func(error) error, cases []judged) {
+	t.Helper()
+	for _, j := range cases {
+		j.name = cmp.Or(j.name, j.err.Error())
+		j.err = wrap(j.err)
+		j.check(t)
+	}
+}
+
 const unknownHint = "does not know this error"
 
 func TestErrorsOfTheRooms(t *testing.T) {
 	at := decode.Position{SystemID: "7000", Timeline: 1, CommitLSN: 0x1500000}
 	poison := &sink.PoisonError{Position: at, Topic: "orders", Reason: "too large"}
-	for _, j := range []judged{
+	wrap := func(err error) error { return fmt.Errorf("session: %w", err) }
+	checkAll(t, wrap, []judged{
 		{"an event against the contract", &decode.ContractError{Position: at, Where: "public.outbox", Reason: "null"}, Poison, "what writes such events"},
 		{"an event that is no record", poison, Poison, "kafka.max_record"},
 		{"poison, and Kafka fails at the drain", errors.Join(poison, kgo.ErrClientClosed), Poison, "kafka.max_record"},
@@ -65,83 +77,84 @@ func TestErrorsOfTheRooms(t *testing.T) {
 		{"a missing topic", &sink.MissingTopicError{Topic: "orders"}, Fatal, "--create --topic orders"},
 		{"a topic that has vanished", &sink.MissingTopicError{Topic: "orders", Vanished: true}, Fatal, "find out who deleted it"},
 		{"anything else", errors.New("new to us"), Fatal, unknownHint},
-	} {
-		j.err = fmt.Errorf("session: %w", j.err)
-		j.check(t)
-	}
+	})
 }
 
 func TestErrorsOfPostgres(t *testing.T) {
-	for code, want := range map[string]judged{
-		"55006": {class: Standby},               // object_in_use: the slot
-		"08000": {class: Retry},                 // connection_exception
-		"08006": {class: Retry},                 // connection_failure
-		"08P01": {class: Fatal, hint: "pooler"}, // protocol_violation
-		"40001": {class: Retry},
-		"55P03": {class: Retry},
-		"57014": {class: Retry},                         // query_canceled
-		"57P01": {class: Retry},                         // admin_shutdown
-		"57P02": {class: Retry},                         // crash_shutdown
-		"57P03": {class: Retry},                         // cannot_connect_now
-		"57P05": {class: Retry},                         // idle_session_timeout
-		"53000": {class: Retry},                         // insufficient_resources
-		"53100": {class: Retry},                         // disk_full
-		"53200": {class: Retry},                         // out_of_memory
-		"53300": {class: Retry},                         // too_many_connections
-		"53400": {class: Retry},                         // configuration_limit_exceeded: no free slot or sender
-		"58030": {class: Retry},                         // io_error
-		"28000": {class: Fatal, hint: "pg_hba.conf"},    // invalid_authorization_specification
-		"28P01": {class: Fatal, hint: "password"},       // invalid_password
-		"3D000": {class: Fatal, hint: "does not exist"}, // invalid_catalog_name
-		"42501": {class: Fatal, hint: "REPLICATION"},    // insufficient_privilege
-		"42704": {class: Fatal, hint: "walferry init"},  // undefined_object
-		"55000": {class: Fatal, hint: "see its log"},    // object_not_in_prerequisite_state
-		"22021": {class: Fatal, hint: "encoding"},       // character_not_in_repertoire
-		"57P04": {class: Fatal, hint: "SQLSTATE"},       // database_dropped
-		"58P01": {class: Fatal, hint: "SQLSTATE"},       // undefined_file
-		"XX000": {class: Fatal, hint: "SQLSTATE"},       // internal_error
-		"XX001": {class: Fatal, hint: "SQLSTATE"},       // data_corrupted
-	} {
-		want.name, want.err = code, fmt.Errorf("read from slot %q: %w", "s", &pgconn.PgError{Severity: "FATAL", Code: code, Message: "translated"})
-		want.check(t)
+	code := func(sqlstate string) error {
+		return &pgconn.PgError{Severity: "FATAL", Code: sqlstate, Message: "translated"}
 	}
+	wrap := func(err error) error { return fmt.Errorf("read from slot %q: %w", "s", err) }
+	checkAll(t, wrap, []judged{
+		{"", code("55006"), Standby, ""},     // object_in_use: the slot
+		{"", code("08000"), Retry, ""},       // connection_exception
+		{"", code("08006"), Retry, ""},       // connection_failure
+		{"", code("08P01"), Fatal, "pooler"}, // protocol_violation
+		{"", code("40001"), Retry, ""},
+		{"", code("55P03"), Retry, ""},
+		{"", code("57014"), Retry, ""},               // query_canceled
+		{"", code("57P01"), Retry, ""},               // admin_shutdown
+		{"", code("57P02"), Retry, ""},               // crash_shutdown
+		{"", code("57P03"), Retry, ""},               // cannot_connect_now
+		{"", code("57P05"), Retry, ""},               // idle_session_timeout
+		{"", code("53000"), Retry, ""},               // insufficient_resources
+		{"", code("53100"), Retry, ""},               // disk_full
+		{"", code("53200"), Retry, ""},               // out_of_memory
+		{"", code("53300"), Retry, ""},               // too_many_connections
+		{"", code("53400"), Retry, ""},               // configuration_limit_exceeded: no free slot or sender
+		{"", code("58030"), Retry, ""},               // io_error
+		{"", code("28000"), Fatal, "pg_hba.conf"},    // invalid_authorization_specification
+		{"", code("28P01"), Fatal, "password"},       // invalid_password
+		{"", code("3D000"), Fatal, "does not exist"}, // invalid_catalog_name
+		{"", code("42501"), Fatal, "REPLICATION"},    // insufficient_privilege
+		{"", code("42704"), Fatal, "walferry init"},  // undefined_object
+		{"", code("55000"), Fatal, "see its log"},    // object_not_in_prerequisite_state
+		{"", code("22021"), Fatal, "encoding"},       // character_not_in_repertoire
+		{"", code("57P04"), Fatal, "SQLSTATE"},       // database_dropped
+		{"", code("58P01"), Fatal, "SQLSTATE"},       // undefined_file
+		{"", code("XX000"), Fatal, "SQLSTATE"},       // internal_error
+		{"", code("XX001"), Fatal, "SQLSTATE"},       // data_corrupted
+	})
 }
 
 // Errors of the brokers that reach a session before any record is sent.
 func TestErrorsOfBrokers(t *testing.T) {
 	const grant, login, defaults = "grant the client WRITE", "check kafka.sasl", "create the topic yourself"
-	for err, want := range map[*kerr.Error]judged{
-		kerr.TopicAuthorizationFailed:           {class: Fatal, hint: grant},
-		kerr.ClusterAuthorizationFailed:         {class: Fatal, hint: grant},
-		kerr.TransactionalIDAuthorizationFailed: {class: Fatal, hint: grant},
-		kerr.SaslAuthenticationFailed:           {class: Fatal, hint: login},
-		kerr.UnsupportedSaslMechanism:           {class: Fatal, hint: login},
-		kerr.IllegalSaslState:                   {class: Fatal, hint: login},
-		kerr.PolicyViolation:                    {class: Fatal, hint: defaults},
-		kerr.InvalidReplicationFactor:           {class: Fatal, hint: defaults},
-		kerr.InvalidPartitions:                  {class: Fatal, hint: defaults},
-		kerr.NotController:                      {class: Retry},
-		kerr.CoordinatorNotAvailable:            {class: Retry},
-		kerr.RequestTimedOut:                    {class: Retry},
-		kerr.UnsupportedVersion:                 {class: Fatal, hint: unknownHint},
-		kerr.SecurityDisabled:                   {class: Fatal, hint: unknownHint},
-	} {
-		want.name, want.err = err.Message, fmt.Errorf("create topic %q: %w", "orders", fmt.Errorf("%w: as the broker says", err))
-		want.check(t)
+	wrap := func(err error) error {
+		return fmt.Errorf("create topic %q: %w", "orders", fmt.Errorf("%w: as the broker says", err))
 	}
+	checkAll(t, wrap, []judged{
+		{"", kerr.TopicAuthorizationFailed, Fatal, grant},
+		{"", kerr.ClusterAuthorizationFailed, Fatal, grant},
+		{"", kerr.TransactionalIDAuthorizationFailed, Fatal, grant},
+		{"", kerr.SaslAuthenticationFailed, Fatal, login},
+		{"", kerr.UnsupportedSaslMechanism, Fatal, login},
+		{"", kerr.IllegalSaslState, Fatal, login},
+		{"", kerr.PolicyViolation, Fatal, defaults},
+		{"", kerr.InvalidReplicationFactor, Fatal, defaults},
+		{"", kerr.InvalidPartitions, Fatal, defaults},
+		{"", kerr.NotController, Retry, ""},
+		{"", kerr.CoordinatorNotAvailable, Retry, ""},
+		{"", kerr.RequestTimedOut, Retry, ""},
+		{"", kerr.UnsupportedVersion, Fatal, unknownHint},
+		{"", kerr.SecurityDisabled, Fatal, unknownHint},
+	})
 }
 
 // Errors of a record: most end with the session, and the next one sends it again.
 func TestErrorsOfPublishing(t *testing.T) {
-	for _, j := range []judged{
+	wrap := func(err error) error {
+		return fmt.Errorf("wait for Kafka's acknowledgements: %w", &sink.PublishError{Topic: "orders", Err: fmt.Errorf("produce: %w", err)})
+	}
+	checkAll(t, wrap, []judged{
 		{"", kerr.MessageTooLarge, Poison, "max.message.bytes"},
 		{"", kerr.RecordListTooLarge, Poison, "max.message.bytes"},
 		{"", kerr.InvalidRecord, Poison, "refuse this record"},
 		{"", kerr.InvalidTopicException, Poison, "refuse this record"},
 		{"", kerr.UnknownTopicOrPartition, Retry, ""}, // the next session looks whether it has vanished
 		{"", kerr.UnknownTopicID, Retry, ""},
-		{"", kerr.TopicAuthorizationFailed, Fatal, "grant the client WRITE on the topic"},
-		{"", kerr.ClusterAuthorizationFailed, Fatal, "grant the client WRITE on the topic"},
+		{"", kerr.TopicAuthorizationFailed, Fatal, "grant the client WRITE, DESCRIBE"},
+		{"", kerr.ClusterAuthorizationFailed, Fatal, "grant the client WRITE, DESCRIBE"},
 		{"", kerr.OutOfOrderSequenceNumber, Retry, ""},
 		{"", kerr.InvalidProducerEpoch, Retry, ""},
 		{"", kerr.UnknownProducerID, Retry, ""},
@@ -153,15 +166,12 @@ func TestErrorsOfPublishing(t *testing.T) {
 		{"", kgo.ErrRecordTimeout, Retry, ""},
 		{"", kgo.ErrClientClosed, Retry, ""},
 		{"", context.Canceled, Retry, ""},
-	} {
-		j.name = j.err.Error()
-		j.err = fmt.Errorf("wait for Kafka's acknowledgements: %w", &sink.PublishError{Topic: "orders", Err: fmt.Errorf("produce: %w", j.err)})
-		j.check(t)
-	}
+	})
 }
 
 func TestErrorsOfNetworks(t *testing.T) {
-	for _, j := range []judged{
+	wrap := func(err error) error { return fmt.Errorf("connect: %w", err) }
+	checkAll(t, wrap, []judged{
 		{"no such host", &net.OpError{Op: "dial", Err: &net.DNSError{Err: "no such host", IsNotFound: true}}, Retry, ""},
 		{"reset", &net.OpError{Op: "read", Err: os.NewSyscallError("read", syscall.ECONNRESET)}, Retry, ""},
 		{"reset, bare", syscall.ECONNRESET, Retry, ""},
@@ -173,10 +183,7 @@ func TestErrorsOfNetworks(t *testing.T) {
 		{"closed pipe", io.ErrClosedPipe, Retry, ""},
 		{"too late", context.DeadlineExceeded, Retry, ""},
 		{"a client that is closed", kgo.ErrClientClosed, Retry, ""},
-	} {
-		j.err = fmt.Errorf("connect: %w", j.err)
-		j.check(t)
-	}
+	})
 }
 
 // closedAddr is an address that refuses connections.
@@ -258,9 +265,12 @@ func TestConnectingToKafka(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), test.timeout)
 			defer cancel()
+			client := []kgo.Opt{kgo.SeedBrokers(test.addr)}
+			if test.tls != nil {
+				client = append(client, kgo.DialTLSConfig(test.tls))
+			}
 			k, err := sink.Open(ctx, sink.Config{
-				Brokers: []string{test.addr}, ClientID: "test", TLS: test.tls,
-				MaxBuffered: 1 << 20, MaxRecord: 1 << 16, Topics: &sink.Topics{},
+				Client: client, MaxBuffered: 1 << 20, MaxRecord: 1 << 16, Topics: &sink.Topics{},
 			})
 			if err == nil {
 				k.Close()

@@ -81,9 +81,17 @@ func (m *Metrics) slot(database string, s *replication.Slot) {
 	}
 }
 
+// enter notes a state. Without a session there is nothing to say of slot and flight: no
+// value is better than the last one for ever.
 func (m *Metrics) enter(database string, state State) {
 	for _, s := range states {
 		m.state.WithLabelValues(database, string(s)).Set(oneIf(s == state))
+	}
+	if state == Streaming || state == Draining {
+		return
+	}
+	for _, v := range []*prometheus.GaugeVec{m.inflight, m.restartLag, m.confirmedLag, m.walStatus} {
+		v.DeletePartialMatch(prometheus.Labels{"database": database})
 	}
 }
 

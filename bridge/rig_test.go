@@ -28,17 +28,18 @@ import (
 // rig is a bridge between a scripted walsender and a fake Kafka, all in one synctest
 // bubble: time is fake, and a goroutine that is left over fails the test.
 type rig struct {
-	t       *testing.T
-	pg      *walsender.Server
-	kafka   *kfake.Cluster
-	network *kfake.VirtualNetwork
-	bridge  *Bridge
-	log     *logBuffer
-	stop    context.CancelFunc
-	ended   chan error
-	seen    lsns
-	muted   atomic.Bool // what Postgres sends never arrives
-	noKafka atomic.Bool // connections to brokers never come about
+	t             *testing.T
+	pg            *walsender.Server
+	kafka         *kfake.Cluster
+	network       *kfake.VirtualNetwork
+	bridge        *Bridge
+	log           *logBuffer
+	stop          context.CancelFunc
+	ended         chan error
+	seen          lsns
+	senderTimeout time.Duration
+	muted         atomic.Bool // what Postgres sends never arrives
+	noKafka       atomic.Bool // connections to brokers never come about
 }
 
 // muteConn is a connection behind a network that has gone away without a word.
@@ -106,8 +107,6 @@ func event(n int) walsender.Change {
 		pgoutput.Text("key"), pgoutput.Text("T"), pgoutput.Text(fmt.Sprintf(`{"n": %d, "s": %q}`, n, secretPayload)))
 }
 
-func text(s string) *string { return &s }
-
 // newRig starts the two servers. senderTimeout is the server's wal_sender_timeout.
 func newRig(t *testing.T, senderTimeout time.Duration, edit func(*walsender.Config, *config.Config)) *rig {
 	t.Helper()
@@ -136,7 +135,8 @@ kafka:
 	r.seen.add(sender.Start)
 	r.pg = walsender.New(sender)
 	t.Cleanup(r.pg.Close)
-	r.answerSQL(senderTimeout)
+	r.senderTimeout = senderTimeout
+	r.answerSQL()
 	r.bridge = New(Options{
 		Database: cfg.Databases[0], Kafka: cfg.Kafka, Dial: r.dialKafka,
 		Log: zerolog.New(r.log).Level(zerolog.DebugLevel), Metrics: NewMetrics(prometheus.NewRegistry(), "test", "test"),
@@ -157,37 +157,52 @@ func (r *rig) dialKafka(ctx context.Context, network, addr string) (net.Conn, er
 }
 
 // answerSQL answers the bridge's queries as a server does that is set up well.
-func (r *rig) answerSQL(senderTimeout time.Duration) {
-	row := func(tag string, values ...*string) {
-		columns := make([]string, len(values))
-		for i := range columns {
-			columns[i] = fmt.Sprintf("c%d", i)
-		}
-		r.pg.Handle(tag, func(string) walsender.Result {
-			return walsender.Result{Columns: columns, Rows: [][]*string{values}, Tag: "SELECT 1"}
-		})
+func (r *rig) answerSQL() {
+	row := func(tag string, values ...any) {
+		r.pg.Handle(tag, func(string) walsender.Result { return walsender.Answer(values...) })
 	}
-	row("server", text("180001"), text("logical"), text("false"), text("UTF8"), text("shop"), text(fmt.Sprint(senderTimeout.Milliseconds())))
-	row("publication", text("true"), text("true"))
-	row("table", text("r"), text("p"), text(`["id","aggregatetype","aggregateid","type","payload"]`), text("{}"))
-	row("holder", text("pid 1 application somebody"))
-	r.pg.Handle("slot", func(string) walsender.Result {
-		confirmed, end := r.pg.Confirmed().String(), r.pg.WALEnd().String()
-		return walsender.Result{
-			Columns: strings.Split("plugin slot_type database active active_pid restart confirmed wal_status safe reason two_phase server", " "),
-			Rows: [][]*string{{
-				text("pgoutput"), text("logical"), text("shop"), text("false"), text(""), text(confirmed), text(confirmed),
-				text("reserved"), text("-1"), text(""), text("false"), text(end),
-			}}, Tag: "SELECT 1",
-		}
+	r.server(1)
+	row("publication", true, true)
+	row("holder", "pid 1 application somebody")
+	r.table("r", "{}")
+	r.slot("reserved", "")
+}
+
+// server has the server answer what it says of itself, from now on.
+func (r *rig) server(timeline int) {
+	r.pg.Handle("server", func(string) walsender.Result {
+		return walsender.Answer("7000", timeline, 180001, "logical", false, "UTF8", "shop", int(r.senderTimeout.Milliseconds()))
 	})
 }
 
-// start runs the bridge until finish.
+// table has the server answer what it says of the outbox table, from now on.
+func (r *rig) table(kind string, published walsender.JSON) {
+	r.pg.Handle("table", func(string) walsender.Result {
+		return walsender.Answer(outboxRelation.ID, kind, "p", walsender.JSON(`["id","aggregatetype","aggregateid","type","payload"]`), published)
+	})
+}
+
+// slot has the server answer what it says of the slot, from now on.
+func (r *rig) slot(walStatus, invalidation string) {
+	r.pg.Handle("slot", func(string) walsender.Result {
+		at := r.pg.Confirmed()
+		return walsender.Answer("pgoutput", "logical", "shop", false, "", at, at, walStatus, -1, invalidation, false, r.pg.WALEnd())
+	})
+}
+
+// start runs the bridge until finish, or the end of the test.
 func (r *rig) start() {
 	ctx, stop := context.WithCancel(r.t.Context())
 	r.stop, r.ended = stop, make(chan error, 1)
-	go func() { r.ended <- r.bridge.Run(ctx) }()
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		r.ended <- r.bridge.Run(ctx)
+	}()
+	r.t.Cleanup(func() { // for a test that failed before finish
+		stop()
+		<-gone
+	})
 	synctest.Wait()
 }
 

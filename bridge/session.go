@@ -115,7 +115,7 @@ func (s *session) publish(ctx, stop context.Context) error {
 	}
 	defer s.sink.Close()
 	s.enter(Streaming)
-	s.log.Info().Stringer("confirmed_lsn", s.stream.Start).Str("system_id", s.stream.SystemID).
+	s.log.Info().Stringer("confirmed_lsn", s.stream.Start).Str("system_id", s.stream.Server.SystemID).
 		Int("server_version", s.stream.Server.Version).Msg("streaming")
 
 	err = s.pump(ctx, stop)
@@ -126,7 +126,9 @@ func (s *session) publish(ctx, stop context.Context) error {
 		return err
 	}
 	s.enter(Draining)
-	s.drainWithin(ctx)
+	if err != nil {
+		s.drainWithin(ctx) // after a stop it runs already
+	}
 	if flushed := s.sink.Flush(ctx); err == nil && flushed != nil {
 		err = cmp.Or(context.Cause(ctx), flushed)
 	}

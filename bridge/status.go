@@ -91,6 +91,9 @@ func (b *Bridge) enterLocked(state State) {
 		return
 	}
 	b.status.State, b.status.Since = state, time.Now()
+	if state != Streaming && state != Draining { // what was known of slot and flight is old
+		b.status.Inflight, b.status.WALStatus, b.status.RestartLag, b.status.ConfirmedLag = 0, "", 0, 0
+	}
 	if state == Streaming {
 		b.status.Sessions++
 		b.status.LastProgress = time.Now()

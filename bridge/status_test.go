@@ -12,8 +12,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kerr"
-
-	"github.com/walferry/walferry/internal/walsender"
 )
 
 // ask sends a request to the admin API of some bridges.
@@ -31,20 +29,6 @@ func checkReady(t *testing.T, code int, lines []string, bridges ...*Bridge) {
 	if answer.Code != code || !slices.EqualFunc(got, lines, strings.HasPrefix) {
 		t.Errorf("/readyz answers %d: %q, want %d: %q", answer.Code, got, code, lines)
 	}
-}
-
-// loseSlot has the server say that it has thrown the slot's WAL away.
-func (r *rig) loseSlot() {
-	r.pg.Handle("slot", func(string) walsender.Result {
-		at := r.pg.Confirmed().String()
-		return walsender.Result{
-			Columns: strings.Split("plugin slot_type database active active_pid restart confirmed wal_status safe reason two_phase server", " "),
-			Rows: [][]*string{{
-				text("pgoutput"), text("logical"), text("shop"), text("false"), text(""), text(at), text(at),
-				text("lost"), text("-1"), text("wal_removed"), text("false"), text(at),
-			}}, Tag: "SELECT 1",
-		}
-	})
 }
 
 func TestReadiness(t *testing.T) {
@@ -100,7 +84,7 @@ func TestReadiness(t *testing.T) {
 			inFlight(time.Second)(r)
 		}, 503, "shop not ready: failed: publish event 7000/1/"},
 		{"slot lost", false, func(r *rig) {
-			r.loseSlot()
+			r.slot("lost", "wal_removed")
 			r.start()
 		}, 503, `shop not ready: slot_lost: slot "walferry" is lost (wal_removed)`},
 	} {
@@ -191,8 +175,8 @@ func TestStatusAsJSON(t *testing.T) {
 		r.failProduce(0, kerr.TopicAuthorizationFailed)
 		r.commit(event(1))
 		sleep(time.Second)
-		s = checkFields(t, r.bridge, append([]string{"wal_status", "last_progress", "reason", "last_error", "last_error_at"}, always...), Status{
-			Database: "shop", Slot: "walferry", State: Failed, Role: "none", Sessions: 1, ConfirmedLSN: c.EndLSN.String(), WALStatus: "reserved",
+		s = checkFields(t, r.bridge, append([]string{"last_progress", "reason", "last_error", "last_error_at"}, always...), Status{
+			Database: "shop", Slot: "walferry", State: Failed, Role: "none", Sessions: 1, ConfirmedLSN: c.EndLSN.String(),
 		})
 		if s.LastErrorAt.Before(s.LastProgress) || !strings.Contains(s.Reason, s.LastError) {
 			t.Errorf("error of %+v", s)

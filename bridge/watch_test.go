@@ -3,6 +3,7 @@ package bridge
 import (
 	"context"
 	"net"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -13,20 +14,12 @@ import (
 	"github.com/walferry/walferry/internal/walsender"
 )
 
-// table has the server answer what it says of the outbox table, from now on.
-func (r *rig) table(kind, published string) {
-	r.pg.Handle("table", func(string) walsender.Result {
-		return walsender.Result{
-			Columns: []string{"kind", "persistence", "columns", "published"},
-			Rows:    [][]*string{{text(kind), text("p"), text(`["id","aggregatetype","aggregateid","type","payload"]`), text(published)}},
-			Tag:     "SELECT 1",
-		}
-	})
-}
-
 // I10: a table that is taken out of the publication would be lost in silence.
 func TestAChangedPublicationStopsTheBridge(t *testing.T) {
-	for name, c := range map[string]struct{ kind, published string }{
+	for name, c := range map[string]struct {
+		kind      string
+		published walsender.JSON
+	}{
 		"table taken out": {"r", ""},
 		"row filter":      {"r", `{"rowfilter": "(aggregateid <> 'x'::text)"}`},
 		"column list":     {"r", `{"attnames": ["id", "payload"]}`},
@@ -110,6 +103,45 @@ func TestAStandbyDoesNotCountRestarts(t *testing.T) {
 			}
 		}
 		_ = other.finish()
+		_ = r.finish()
+	})
+}
+
+// A DSN of several hosts may lead SQL to the old primary and the stream to the new one.
+func TestTheStreamIsOfTheServerThatWasChecked(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newRig(t, time.Minute, nil)
+		r.server(2)
+		r.start()
+		r.commit(event(0))
+		sleep(time.Minute)
+		if s := r.bridge.Status(); s.State != Waiting || !strings.Contains(s.LastError, "different servers") {
+			t.Errorf("%s: %q, want to wait", s.State, s.LastError)
+		}
+		r.server(1)
+		sleep(time.Minute)
+		if s := r.bridge.Status(); s.State != Streaming || r.bridge.acknowledged.Load() != 1 {
+			t.Errorf("%s after %d events, want to stream and 1", s.State, r.bridge.acknowledged.Load())
+		}
+		_ = r.finish()
+	})
+}
+
+// Another server behind the DSN than the one that streams says nothing of our slot.
+func TestTheWatchEndsTheSessionWhenItMeetsAnotherServer(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newRig(t, time.Minute, nil)
+		r.start()
+		r.server(2)
+		for _, session := range r.pg.Sessions() {
+			if session != r.pg.Holder() {
+				session.Terminate()
+			}
+		}
+		sleep(r.bridge.db.ShutdownGrace + 2*time.Second)
+		if s := r.bridge.Status(); s.State != Waiting {
+			t.Errorf("%s, want to wait", s.State)
+		}
 		_ = r.finish()
 	})
 }

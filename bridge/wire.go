@@ -39,11 +39,10 @@ func Published(t decode.Table) replication.Table {
 func (b *Bridge) sinkOpener(o Options) func(context.Context) (*sink.Kafka, error) {
 	k := o.Kafka
 	cfg := sink.Config{
-		Brokers: k.Brokers, ClientID: k.ClientID, Dial: o.Dial,
 		Compression: compression(k.Compression), Linger: k.Linger,
 		MaxBuffered: int(k.MaxBuffered), MaxRecord: int(k.MaxRecord),
 		CreateTopics: k.Topics.Create, PositionHeader: k.PositionHeader,
-		Topics: &sink.Topics{}, Logger: newKafkaLogger(b.log),
+		Topics: &sink.Topics{},
 		Created: func(topic string) {
 			b.log.Info().Str("topic", topic).Msg("created a missing topic with the broker's defaults")
 		},
@@ -55,19 +54,43 @@ func (b *Bridge) sinkOpener(o Options) func(context.Context) (*sink.Kafka, error
 	return func(ctx context.Context) (*sink.Kafka, error) {
 		cfg := cfg
 		var err error
-		if cfg.TLS, err = k.TLS.Load(); err != nil {
-			return nil, fmt.Errorf("kafka.tls: %w", err)
-		}
-		if cfg.SASL, err = mechanism(k.SASL); err != nil {
-			return nil, fmt.Errorf("kafka.sasl: %w", err)
+		if cfg.Client, err = kafkaClient(o, newKafkaLogger(b.log)); err != nil {
+			return nil, err
 		}
 		observe := b.metrics.observer(b.db.Name)
 		cfg.Observe = func(topic string, bytes int, latency time.Duration) {
 			b.acknowledged.Add(1)
 			observe(topic, bytes, latency)
 		}
-		return sink.Open(ctx, cfg)
+		opened, err := sink.Open(ctx, cfg)
+		if err != nil {
+			return nil, fmt.Errorf("brokers %s: %w", strings.Join(k.Brokers, ", "), err)
+		}
+		return opened, nil
 	}
+}
+
+// kafkaClient returns how a client reaches the brokers, with the secrets as they are now.
+func kafkaClient(o Options, log kgo.Logger) ([]kgo.Opt, error) {
+	opts := []kgo.Opt{kgo.SeedBrokers(o.Kafka.Brokers...), kgo.ClientID(o.Kafka.ClientID), kgo.WithLogger(log)}
+	tlsConfig, err := o.Kafka.TLS.Load()
+	if err != nil {
+		return nil, fmt.Errorf("kafka.tls: %w", err)
+	}
+	if tlsConfig != nil {
+		opts = append(opts, kgo.DialTLSConfig(tlsConfig))
+	}
+	if o.Dial != nil {
+		opts = append(opts, kgo.Dialer(o.Dial))
+	}
+	auth, err := mechanism(o.Kafka.SASL)
+	if err != nil {
+		return nil, fmt.Errorf("kafka.sasl: %w", err)
+	}
+	if auth != nil {
+		opts = append(opts, kgo.SASL(auth))
+	}
+	return opts, nil
 }
 
 func compression(name string) kgo.CompressionCodec {

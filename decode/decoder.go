@@ -12,7 +12,7 @@ const (
 	// Skip is a message without an event: another table, another prefix, a
 	// change that is not an insert, an origin or type announcement.
 	Skip Kind = iota
-	// Begin opens a committed transaction; Change.CommitLSN and CommitTime are set.
+	// Begin opens a committed transaction; Change.CommitTime is set.
 	Begin
 	// Row is an insert into an outbox table; Change.Event is set.
 	Row
@@ -31,7 +31,6 @@ const (
 // may alias the bytes that were given to Decode.
 type Change struct {
 	Kind       Kind
-	CommitLSN  LSN       // of the open transaction: start of its commit record
 	EndLSN     LSN       // Commit only: end of the commit record, the confirmable LSN
 	CommitTime time.Time // Begin and Commit: by Postgres' clock
 	Event      Event
@@ -70,7 +69,10 @@ func (e *ContractError) Error() string {
 
 // Config is what a Decoder must know of the world.
 type Config struct {
-	Tables   []Table
+	Tables []Table
+	// OIDs are those of Tables now, nil if they are not known: rows that were written before a
+	// table was renamed carry its old name, but its OID.
+	OIDs     []uint32
 	Prefix   string // of logical messages that are events; empty: none are
 	SystemID string
 	// Timeline returns the timeline that a commit LSN lies on. It is called once
@@ -100,7 +102,7 @@ func NewDecoder(cfg Config) *Decoder {
 // *ContractError; after either the Decoder must not be used again.
 func (d *Decoder) Decode(wal []byte) (*Change, error) {
 	r := reader{b: wal}
-	d.change = Change{Kind: Skip, CommitLSN: d.pos.CommitLSN}
+	d.change = Change{Kind: Skip}
 	kind := r.uint8()
 	if err := d.allowed(kind, &r); err != nil {
 		return nil, err
@@ -160,7 +162,7 @@ func (d *Decoder) begin(r *reader) error {
 	if d.cfg.Timeline != nil {
 		d.pos.Timeline = d.cfg.Timeline(lsn)
 	}
-	d.change.Kind, d.change.CommitLSN, d.change.CommitTime = Begin, lsn, pgTime(micros)
+	d.change.Kind, d.change.CommitTime = Begin, pgTime(micros)
 	return nil
 }
 

@@ -1,6 +1,9 @@
 package decode
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+)
 
 // Columns names the columns of an outbox table, or the members of a logical
 // message's JSON object, by their role. Type may be empty: there is none.
@@ -71,7 +74,7 @@ func (d *Decoder) readRelation(r *reader) error {
 	if r.short {
 		return r.end()
 	}
-	rel := &relation{source: d.source(schema, name)}
+	rel := &relation{source: d.source(oid, schema, name)}
 	if old := d.relations[oid]; old != nil && old.source >= 0 && old.source != rel.source {
 		was := d.cfg.Tables[old.source]
 		return d.contract(old.source, "", fmt.Sprintf(
@@ -120,11 +123,13 @@ func (d *Decoder) readType(r *reader) error {
 	return nil
 }
 
-func (d *Decoder) source(schema, name []byte) int {
+// source returns the index of the outbox table, by its name at the time of the WAL, which a
+// table that has been recreated keeps, or by its OID, which one that was renamed keeps; else -1.
+func (d *Decoder) source(oid uint32, schema, name []byte) int {
 	for i := range d.cfg.Tables {
 		if t := &d.cfg.Tables[i]; t.Schema == string(schema) && t.Name == string(name) {
 			return i
 		}
 	}
-	return -1
+	return slices.Index(d.cfg.OIDs, oid)
 }

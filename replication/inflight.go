@@ -37,7 +37,8 @@ type Inflight struct {
 	pending atomic.Int64 // events added and not done
 
 	mu     sync.Mutex // guards the following
-	window ring       // of transactions with events, and the open one at its end
+	window []*Txn     // from head on: transactions with events, and the open one at the end
+	head   int
 	open   *Txn
 	last   LSN    // end LSN of the last commit, or where the stream began
 	free   []*Txn // finished transactions for reuse
@@ -93,7 +94,7 @@ func (f *Inflight) Pending() int64 { return f.pending.Load() }
 // full, and fails only with ctx's cause.
 func (f *Inflight) Begin(ctx context.Context) (*Txn, error) {
 	f.mu.Lock()
-	for f.window.len() >= windowMax {
+	for f.size() >= windowMax {
 		f.mu.Unlock()
 		select {
 		case <-ctx.Done():
@@ -116,7 +117,7 @@ func (f *Inflight) Begin(ctx context.Context) (*Txn, error) {
 	}
 	t.unfinished.Store(1)
 	f.open = t
-	f.window.push(t)
+	f.push(t)
 	return t, nil
 }
 
@@ -171,9 +172,10 @@ func (f *Inflight) Commit(end LSN, commit time.Time) error {
 // fold moves the end of an empty last transaction to the one before it, so that
 // any number of transactions without events takes no room behind a stuck one.
 func (f *Inflight) fold(end LSN) {
-	if f.window.len() > 1 {
-		f.free = append(f.free, f.window.popLast())
-		f.window.last().end = end
+	if last := len(f.window) - 1; f.size() > 1 {
+		f.free = append(f.free, f.window[last])
+		f.window = f.window[:last]
+		f.window[last-1].end = end
 	}
 }
 
@@ -181,7 +183,7 @@ func (f *Inflight) fold(end LSN) {
 func (f *Inflight) Idle(walEnd LSN) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.window.len() == 0 && walEnd > f.Flushed() {
+	if f.size() == 0 && walEnd > f.Flushed() {
 		f.flushed.Store(uint64(walEnd))
 	}
 }
@@ -190,59 +192,34 @@ func (f *Inflight) Idle(walEnd LSN) {
 func (f *Inflight) advance() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for f.window.len() > 0 {
-		t := f.window.first()
+	for f.size() > 0 {
+		t := f.window[f.head]
 		if t.unfinished.Load() != 0 {
 			return
 		}
-		if f.window.len() == windowMax {
+		if f.size() == windowMax {
 			select {
 			case f.room <- struct{}{}:
 			default: // it has been told
 			}
 		}
 		f.flushed.Store(uint64(t.end))
-		f.free = append(f.free, f.window.popFirst())
+		f.free = append(f.free, t)
+		f.head++
 		if f.hooks.Finished != nil && t.events > 0 {
 			f.hooks.Finished(t.time)
 		}
 	}
 }
 
-// ring is a growing queue of transactions. A slice that is re-sliced at its front
-// would be reallocated over and over.
-type ring struct {
-	slots []*Txn // length is a power of two
-	head  int    // of the first
-	n     int
-}
+func (f *Inflight) size() int { return len(f.window) - f.head }
 
-func (r *ring) len() int      { return r.n }
-func (r *ring) at(i int) *Txn { return r.slots[(r.head+i)&(len(r.slots)-1)] }
-func (r *ring) first() *Txn   { return r.at(0) }
-func (r *ring) last() *Txn    { return r.at(r.n - 1) }
-
-func (r *ring) push(t *Txn) {
-	if r.n == len(r.slots) {
-		grown := make([]*Txn, max(64, 2*len(r.slots)))
-		for i := range r.n {
-			grown[i] = r.at(i)
-		}
-		r.slots, r.head = grown, 0
+// push appends to the window. It moves the window to the front of its memory first when half
+// of that is free, for a slice that is only re-sliced would be reallocated over and over.
+func (f *Inflight) push(t *Txn) {
+	if f.head > cap(f.window)/2 {
+		f.window = f.window[:copy(f.window, f.window[f.head:])]
+		f.head = 0
 	}
-	r.slots[(r.head+r.n)&(len(r.slots)-1)] = t
-	r.n++
-}
-
-func (r *ring) popFirst() *Txn {
-	t := r.first()
-	r.head = (r.head + 1) & (len(r.slots) - 1)
-	r.n--
-	return t
-}
-
-func (r *ring) popLast() *Txn {
-	t := r.last()
-	r.n--
-	return t
+	f.window = append(f.window, t)
 }

@@ -210,7 +210,7 @@ func TestInflightEmptyTransactionsTakeNoRoomBehindAStuckOne(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if got := f.window.len(); got != 1 {
+	if got := f.size(); got != 1 {
 		t.Errorf("%d transactions in the window, want 1", got)
 	}
 	stuck.Done(nil)

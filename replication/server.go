@@ -2,11 +2,9 @@ package replication
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -33,10 +31,15 @@ func (t Table) String() string { return pgx.Identifier{t.Schema, t.Name}.Sanitiz
 
 // Server is what an SQL connection tells of the server it leads to.
 type Server struct {
+	SystemID      string // of the cluster, the same on its standbys
+	Timeline      uint32
 	Version       int // as server_version_num: 180001
 	Database      string
 	SenderTimeout time.Duration // wal_sender_timeout, 0: none
 }
+
+// same reports whether both are one server, and not its twin after a promotion.
+func (s *Server) same(o *Server) bool { return s.SystemID == o.SystemID && s.Timeline == o.Timeline }
 
 // ConnectSQL opens an ordinary connection. The simple protocol keeps it usable
 // behind poolers.
@@ -58,155 +61,120 @@ func ConnectSQL(ctx context.Context, cfg *pgx.ConnConfig) (*pgx.Conn, error) {
 
 // ReadServer checks that the server can serve a logical stream to this role.
 func ReadServer(ctx context.Context, conn *pgx.Conn) (Server, error) {
-	var version, walLevel, recovery, encoding, timeout string
 	var s Server
-	err := conn.QueryRow(ctx, `/* walferry:server */ select current_setting('server_version_num'),
-		current_setting('wal_level'), pg_is_in_recovery()::text, current_setting('server_encoding'), current_database()::text,
-		(select setting from pg_catalog.pg_settings where name = 'wal_sender_timeout')`).
-		Scan(&version, &walLevel, &recovery, &encoding, &s.Database, &timeout)
-	if err != nil {
-		return s, fmt.Errorf("read the server's settings: %w", err)
-	}
-	if s.Version, err = strconv.Atoi(version); err != nil {
-		return s, fmt.Errorf("server_version_num: %w", err)
-	}
-	ms, err := strconv.Atoi(timeout)
-	if err != nil {
-		return s, fmt.Errorf("wal_sender_timeout: %w", err)
-	}
-	s.SenderTimeout = time.Duration(ms) * time.Millisecond
+	var walLevel, encoding string
+	var recovery bool
+	var milliseconds int64
+	err := conn.QueryRow(ctx, `/* walferry:server */ select (select system_identifier::text from pg_control_system()),
+		case when pg_is_in_recovery() then 0 else ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint end,
+		current_setting('server_version_num')::int, current_setting('wal_level'), pg_is_in_recovery(),
+		current_setting('server_encoding'), current_database()::text,
+		(select setting::bigint from pg_catalog.pg_settings where name = 'wal_sender_timeout')`).
+		Scan(&s.SystemID, &s.Timeline, &s.Version, &walLevel, &recovery, &encoding, &s.Database, &milliseconds)
+	s.SenderTimeout = time.Duration(milliseconds) * time.Millisecond
 	switch {
+	case err != nil:
+		return s, fmt.Errorf("read the server's settings: %w", err)
 	case s.Version < 140000:
-		return s, &PreconditionError{fmt.Sprintf("the server is Postgres %d", s.Version/10000), "walferry needs Postgres 14 or later"}
-	case recovery == "true":
+		return s, refuse("walferry needs Postgres 14 or later", "the server is Postgres %d", s.Version/10000)
+	case recovery:
 		return s, ErrInRecovery
 	case walLevel != "logical":
-		return s, &PreconditionError{
-			"wal_level is " + walLevel,
-			"logical replication needs: ALTER SYSTEM SET wal_level = 'logical'; then restart Postgres",
-		}
+		return s, refuse("logical replication needs: ALTER SYSTEM SET wal_level = 'logical'; then restart Postgres", "wal_level is %s", walLevel)
 	case encoding == "SQL_ASCII":
-		return s, &PreconditionError{
-			fmt.Sprintf("database %q has encoding SQL_ASCII", s.Database),
-			"bytes that are not UTF-8 would stop the walsender for good; move the outbox to a database with a real encoding",
-		}
+		return s, refuse("bytes that are not UTF-8 would stop the walsender for good; move the outbox to a database with a real encoding",
+			"database %q has encoding SQL_ASCII", s.Database)
 	}
 	return s, nil
 }
 
-// ErrInRecovery is a standby where the primary is needed. Failover may be under way.
-var ErrInRecovery = errors.New("the server is a standby in recovery; walferry reads the primary (list several hosts with target_session_attrs=read-write)")
+var (
+	// ErrInRecovery is a standby where the primary is needed. Failover may be under way.
+	ErrInRecovery = errors.New("the server is a standby in recovery; walferry reads the primary (list several hosts with target_session_attrs=read-write)")
+	// ErrOtherServer is a connection that leads to another server than the one before it.
+	// Failover may be under way.
+	ErrOtherServer = errors.New("two connections of one DSN lead to different servers")
+)
+
+// Publication is what the server says of a publication that is as it must be.
+type Publication struct {
+	OIDs []uint32 // of the tables, in their order: rows written before a table was renamed carry its OID
+}
 
 // CheckPublication makes sure that every insert into every table, with all columns
 // asked for, is published under the table's own name.
-func CheckPublication(ctx context.Context, conn *pgx.Conn, name string, tables []Table) error {
+func CheckPublication(ctx context.Context, conn *pgx.Conn, name string, tables []Table) (*Publication, error) {
 	var inserts, viaRoot bool
-	err := scanBools(conn.QueryRow(ctx, `/* walferry:publication */ select pubinsert::text, pubviaroot::text
-		from pg_catalog.pg_publication where pubname = $1`, name), &inserts, &viaRoot)
+	err := conn.QueryRow(ctx, `/* walferry:publication */ select pubinsert, pubviaroot
+		from pg_catalog.pg_publication where pubname = $1`, name).Scan(&inserts, &viaRoot)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
-		return &PreconditionError{
-			fmt.Sprintf("publication %q does not exist", name),
-			"run `walferry init`, or create the publication and, after it, a new slot: a slot older than its publication cannot decode what lies between",
-		}
+		return nil, refuse("run `walferry init`, or create the publication and, after it, a new slot: a slot older than its publication cannot decode what lies between",
+			"publication %q does not exist", name)
 	case err != nil:
-		return fmt.Errorf("read publication %q: %w", name, err)
+		return nil, fmt.Errorf("read publication %q: %w", name, err)
 	case !inserts:
-		return &PreconditionError{
-			fmt.Sprintf("publication %q does not publish inserts", name),
-			fmt.Sprintf("ALTER PUBLICATION %s SET (publish = 'insert')", quote(name)),
+		return nil, refuse("ALTER PUBLICATION "+quote(name)+" SET (publish = 'insert')", "publication %q does not publish inserts", name)
+	}
+	p := &Publication{OIDs: make([]uint32, len(tables))}
+	for i, t := range tables {
+		if p.OIDs[i], err = checkTable(ctx, conn, name, viaRoot, t); err != nil {
+			return nil, err
 		}
 	}
-	for _, t := range tables {
-		if err := checkTable(ctx, conn, name, viaRoot, t); err != nil {
-			return err
-		}
-	}
-	return nil
+	return p, nil
 }
 
-func checkTable(ctx context.Context, conn *pgx.Conn, publication string, viaRoot bool, t Table) error {
-	var kind, persistence, columns, published string
+// checkTable returns the table's OID.
+func checkTable(ctx context.Context, conn *pgx.Conn, publication string, viaRoot bool, t Table) (oid uint32, err error) {
+	var kind, persistence string
+	var columns []string
+	var p *published
 	// to_jsonb, because attnames and rowfilter do not exist before Postgres 15
-	err := conn.QueryRow(ctx, `/* walferry:table */ select c.relkind::text, c.relpersistence::text,
-		(select json_agg(attname) from pg_catalog.pg_attribute where attrelid = c.oid and attnum > 0 and not attisdropped)::text,
-		coalesce((select to_jsonb(p)::text from pg_catalog.pg_publication_tables p
-			where p.pubname = $1 and p.schemaname = n.nspname and p.tablename = c.relname), '')
+	err = conn.QueryRow(ctx, `/* walferry:table */ select c.oid, c.relkind::text, c.relpersistence::text,
+		(select json_agg(attname) from pg_catalog.pg_attribute where attrelid = c.oid and attnum > 0 and not attisdropped),
+		(select to_jsonb(p) from pg_catalog.pg_publication_tables p
+			where p.pubname = $1 and p.schemaname = n.nspname and p.tablename = c.relname)
 		from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 		where n.nspname = $2 and c.relname = $3`, publication, t.Schema, t.Name).
-		Scan(&kind, &persistence, &columns, &published)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return &PreconditionError{fmt.Sprintf("table %s does not exist", t), "run `walferry init`, or correct outbox.table"}
-	}
-	if err != nil {
-		return fmt.Errorf("read table %s: %w", t, err)
-	}
-	if kind == "p" && !viaRoot {
-		return &PreconditionError{
-			fmt.Sprintf("publication %q would publish the partitions of %s under their own names", publication, t),
-			fmt.Sprintf("ALTER PUBLICATION %s SET (publish_via_partition_root = true)", quote(publication)),
-		}
-	}
-	if persistence == "u" {
-		return &PreconditionError{
-			fmt.Sprintf("table %s is unlogged, its rows are not in the WAL", t),
-			fmt.Sprintf("ALTER TABLE %s SET LOGGED", t),
-		}
-	}
-	if published == "" {
-		return &PreconditionError{
-			fmt.Sprintf("publication %q does not contain table %s", publication, t),
-			fmt.Sprintf("ALTER PUBLICATION %s ADD TABLE %s; rows inserted before are not published by it", quote(publication), t),
-		}
-	}
-	return checkColumns(publication, t, columns, published)
-}
-
-func checkColumns(publication string, t Table, columns, published string) error {
-	var have []string
-	var p struct {
-		AttNames  []string `json:"attnames"`
-		RowFilter *string  `json:"rowfilter"`
-	}
-	if err := errors.Join(json.Unmarshal([]byte(columns), &have), json.Unmarshal([]byte(published), &p)); err != nil {
-		return fmt.Errorf("read the columns of %s: %w", t, err)
-	}
-	if p.RowFilter != nil {
-		return &PreconditionError{
-			fmt.Sprintf("publication %q filters the rows of %s, what it leaves out would be lost", publication, t),
-			"take the WHERE off the table: ALTER PUBLICATION … SET TABLE",
-		}
+		Scan(&oid, &kind, &persistence, &columns, &p)
+	pub := quote(publication)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return 0, refuse("run `walferry init`, or correct outbox.table", "table %s does not exist", t)
+	case err != nil:
+		return 0, fmt.Errorf("read table %s: %w", t, err)
+	case kind == "p" && !viaRoot:
+		return 0, refuse("ALTER PUBLICATION "+pub+" SET (publish_via_partition_root = true)",
+			"publication %q would publish the partitions of %s under their own names", publication, t)
+	case persistence == "u":
+		return 0, refuse(fmt.Sprintf("ALTER TABLE %s SET LOGGED", t), "table %s is unlogged, its rows are not in the WAL", t)
+	case p == nil:
+		return 0, refuse(fmt.Sprintf("ALTER PUBLICATION %s ADD TABLE %s; rows inserted before are not published by it", pub, t),
+			"publication %q does not contain table %s", publication, t)
+	case p.RowFilter != nil:
+		return 0, refuse("take the WHERE off the table: ALTER PUBLICATION … SET TABLE",
+			"publication %q filters the rows of %s, what it leaves out would be lost", publication, t)
 	}
 	for _, c := range t.Columns {
-		if !slices.Contains(have, c) {
-			return &PreconditionError{
-				fmt.Sprintf("table %s has no column %q", t, c),
-				"map the roles to the table's columns with outbox.columns; it has: " + strings.Join(have, ", "),
-			}
+		if !slices.Contains(columns, c) {
+			return 0, refuse("map the roles to the table's columns with outbox.columns; it has: "+strings.Join(columns, ", "), "table %s has no column %q", t, c)
 		}
 		if p.AttNames != nil && !slices.Contains(p.AttNames, c) {
-			return &PreconditionError{
-				fmt.Sprintf("publication %q leaves out column %q of %s", publication, c, t),
-				"take the column list off the table: ALTER PUBLICATION … SET TABLE",
-			}
+			return 0, refuse("take the column list off the table: ALTER PUBLICATION … SET TABLE", "publication %q leaves out column %q of %s", publication, c, t)
 		}
 	}
-	return nil
+	return oid, nil
 }
 
-// scanBools reads text columns 'true' and 'false'.
-func scanBools(row pgx.Row, dst ...*bool) error {
-	texts, targets := make([]string, len(dst)), make([]any, len(dst))
-	for i := range texts {
-		targets[i] = &texts[i]
-	}
-	if err := row.Scan(targets...); err != nil {
-		return err
-	}
-	for i := range dst {
-		*dst[i] = texts[i] == "true"
-	}
-	return nil
+// published is a row of pg_publication_tables.
+type published struct {
+	AttNames  []string `json:"attnames"`
+	RowFilter *string  `json:"rowfilter"`
+}
+
+func refuse(hint, format string, args ...any) error {
+	return &PreconditionError{fmt.Sprintf(format, args...), hint}
 }
 
 func quote(identifier string) string { return pgx.Identifier{identifier}.Sanitize() }

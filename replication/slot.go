@@ -1,12 +1,11 @@
 package replication
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
 
-	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
 )
 
@@ -54,37 +53,21 @@ func (e *SlotLostError) Error() string {
 // ReadSlot reads the slot's state. It fails with ErrNoSlot when there is none.
 func ReadSlot(ctx context.Context, conn *pgx.Conn, name string) (*Slot, error) {
 	s := Slot{Name: name}
-	var active, restart, confirmed, safe, twoPhase, server string
 	// to_jsonb, because invalidation_reason and conflicting are of Postgres 16 and 17
 	err := conn.QueryRow(ctx, `/* walferry:slot */ select coalesce(plugin::text, ''), slot_type, coalesce(database::text, ''),
-		active::text, coalesce(active_pid::text, ''), coalesce(restart_lsn::text, ''), coalesce(confirmed_flush_lsn::text, ''),
-		coalesce(wal_status, ''), coalesce(safe_wal_size::text, '-1'),
+		active, coalesce(active_pid::text, ''), coalesce(restart_lsn, '0/0'), coalesce(confirmed_flush_lsn, '0/0'),
+		coalesce(wal_status, ''), coalesce(safe_wal_size, -1),
 		coalesce(to_jsonb(s)->>'invalidation_reason', case when to_jsonb(s)->>'conflicting' = 'true' then 'conflict' else '' end),
-		coalesce(to_jsonb(s)->>'two_phase', 'false'),
-		(case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end)::text
+		coalesce((to_jsonb(s)->>'two_phase')::bool, false),
+		case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end
 		from pg_catalog.pg_replication_slots s where slot_name = $1`, name).
-		Scan(&s.plugin, &s.kind, &s.database, &active, &s.ActivePID, &restart, &confirmed,
-			&s.WALStatus, &safe, &s.InvalidationReason, &twoPhase, &server)
+		Scan(&s.plugin, &s.kind, &s.database, &s.Active, &s.ActivePID, &s.RestartLSN, &s.ConfirmedFlush,
+			&s.WALStatus, &s.SafeWALSize, &s.InvalidationReason, &s.twoPhase, &s.ServerLSN)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, fmt.Errorf("slot %q: %w", name, ErrNoSlot)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read slot %q: %w", name, err)
-	}
-	s.Active, s.twoPhase = active == "true", twoPhase == "true"
-	if s.SafeWALSize, err = strconv.ParseInt(safe, 10, 64); err != nil {
-		return nil, fmt.Errorf("read slot %q: safe_wal_size: %w", name, err)
-	}
-	for _, f := range []struct {
-		dst  *LSN
-		text string
-	}{{&s.RestartLSN, restart}, {&s.ConfirmedFlush, confirmed}, {&s.ServerLSN, server}} {
-		if f.text == "" {
-			continue
-		}
-		if *f.dst, err = pglogrepl.ParseLSN(f.text); err != nil {
-			return nil, fmt.Errorf("read slot %q: %w", name, err)
-		}
 	}
 	return &s, nil
 }
@@ -95,24 +78,19 @@ func (s *Slot) Check(database string) error {
 	const other = "choose another slot name, or drop that slot and run `walferry init`"
 	switch {
 	case s.kind != "logical":
-		return &PreconditionError{fmt.Sprintf("slot %q is a %s slot", s.Name, s.kind), other}
+		return refuse(other, "slot %q is a %s slot", s.Name, s.kind)
 	case s.plugin != "pgoutput":
-		return &PreconditionError{fmt.Sprintf("slot %q uses the output plugin %q, walferry reads pgoutput", s.Name, s.plugin), other}
+		return refuse(other, "slot %q uses the output plugin %q, walferry reads pgoutput", s.Name, s.plugin)
 	case s.twoPhase:
-		return &PreconditionError{fmt.Sprintf("slot %q was created with two_phase, and would send transactions before their COMMIT PREPARED", s.Name), other}
+		return refuse(other, "slot %q was created with two_phase, and would send transactions before their COMMIT PREPARED", s.Name)
 	case s.database != database:
-		return &PreconditionError{
-			fmt.Sprintf("slot %q belongs to database %q, the connection is to %q", s.Name, s.database, database),
-			"correct the database in the DSN or the slot's name",
-		}
+		return refuse("correct the database in the DSN or the slot's name",
+			"slot %q belongs to database %q, the connection is to %q", s.Name, s.database, database)
 	case s.WALStatus == "lost" || s.InvalidationReason != "":
-		reason := s.InvalidationReason
-		if reason == "" {
-			reason = "wal_removed" // all that Postgres 14 and 15 can lose a slot by
-		}
-		return &SlotLostError{s.Name, reason}
+		// All that Postgres 14 and 15 can lose a slot by is WAL that was removed.
+		return &SlotLostError{s.Name, cmp.Or(s.InvalidationReason, "wal_removed")}
 	case s.ConfirmedFlush == 0:
-		return &PreconditionError{fmt.Sprintf("slot %q has no confirmed_flush_lsn", s.Name), "its creation did not finish: " + other}
+		return refuse("its creation did not finish: "+other, "slot %q has no confirmed_flush_lsn", s.Name)
 	}
 	return nil
 }

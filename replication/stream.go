@@ -26,10 +26,10 @@ type Config struct {
 // Stream is an open logical replication stream. The slot is ours as long as it lives.
 // One goroutine calls Receive; Feedback writes; Interrupt may come from anywhere.
 type Stream struct {
-	Server    Server
-	SystemID  string
-	Timelines Timelines
-	Start     LSN // confirmed_flush_lsn when the stream began
+	Server      Server
+	Publication *Publication
+	Timelines   Timelines
+	Start       LSN // confirmed_flush_lsn when the stream began
 
 	conn    *pgconn.PgConn
 	slot    string
@@ -80,7 +80,8 @@ func Open(ctx context.Context, cfg Config, sql *pgx.Conn) (*Stream, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := CheckPublication(ctx, sql, cfg.Publication, cfg.Tables); err != nil {
+	publication, err := CheckPublication(ctx, sql, cfg.Publication, cfg.Tables)
+	if err != nil {
 		return nil, err
 	}
 	slot, err := ReadSlot(ctx, sql, cfg.Slot)
@@ -90,7 +91,7 @@ func Open(ctx context.Context, cfg Config, sql *pgx.Conn) (*Stream, error) {
 	if err := slot.Check(server.Database); err != nil {
 		return nil, err
 	}
-	s := &Stream{Server: server, slot: cfg.Slot}
+	s := &Stream{Server: server, Publication: publication, slot: cfg.Slot}
 	if err := s.connect(ctx, cfg.Conn); err != nil {
 		return nil, err
 	}
@@ -120,13 +121,16 @@ func (s *Stream) start(ctx context.Context, cfg Config, sql *pgx.Conn) error {
 	if err != nil {
 		return fmt.Errorf("identify system: %w", err)
 	}
-	s.SystemID, s.Timelines = id.SystemID, Timelines{current: uint32(id.Timeline)}
+	if !s.Server.same(&Server{SystemID: id.SystemID, Timeline: uint32(id.Timeline)}) {
+		return ErrOtherServer
+	}
+	s.Timelines = Timelines{current: s.Server.Timeline}
 	if id.Timeline > 1 {
 		history, err := pglogrepl.TimelineHistory(ctx, s.conn, id.Timeline)
 		if err != nil {
 			return fmt.Errorf("read the history of timeline %d: %w", id.Timeline, err)
 		}
-		if s.Timelines, err = parseTimelines(uint32(id.Timeline), string(history.Content)); err != nil {
+		if s.Timelines, err = parseTimelines(s.Server.Timeline, string(history.Content)); err != nil {
 			return err
 		}
 	}
@@ -215,10 +219,8 @@ func (e *MalformedError) Error() string {
 // tells it from other warnings with the same SQLSTATE; texts are translated.
 func notice(n *pgproto3.NoticeResponse) error {
 	if n.Code == "55000" && n.File == "pgoutput.c" {
-		return &PreconditionError{
-			"the server leaves out the publication, for it did not exist when this WAL was written",
-			"events of that period are not decodable: recreate the slot after the publication and publish what the table still holds",
-		}
+		return refuse("events of that period are not decodable: recreate the slot after the publication and publish what the table still holds",
+			"the server leaves out the publication, for it did not exist when this WAL was written")
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package replication
 
 import (
+	"cmp"
 	"fmt"
 	"strconv"
 	"strings"
@@ -44,12 +45,9 @@ func parseTimelines(current uint32, history string) (Timelines, error) {
 		if len(fields) < 2 {
 			return t, fmt.Errorf("history of timeline %d: a line of %d fields, want timeline and LSN", current, len(fields))
 		}
-		id, err := strconv.ParseUint(fields[0], 10, 32)
-		if err != nil {
-			return t, fmt.Errorf("history of timeline %d: %w", current, err)
-		}
-		lsn, err := pglogrepl.ParseLSN(fields[1])
-		if err != nil {
+		id, idErr := strconv.ParseUint(fields[0], 10, 32)
+		lsn, lsnErr := pglogrepl.ParseLSN(fields[1])
+		if err := cmp.Or(idErr, lsnErr); err != nil {
 			return t, fmt.Errorf("history of timeline %d: %w", current, err)
 		}
 		t.past = append(t.past, timeline{uint32(id), lsn})

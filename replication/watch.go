@@ -14,7 +14,8 @@ import (
 // connections at once but waits for walsenders, for ever if need be, until they have
 // confirmed everything: this connection's end is how we learn of it.
 type Watch struct {
-	Conn *pgx.Conn // owned by Run, which may replace it and closes it
+	Conn   *pgx.Conn // owned by Run, which may replace it and closes it
+	Server Server    // to which Conn leads
 	// Slot, Publication and Tables are looked at again and again.
 	Slot        string
 	Publication string
@@ -63,7 +64,7 @@ func (w *Watch) look(ctx context.Context) error {
 	slot, err := ReadSlot(soon, w.Conn, w.Slot)
 	if err == nil {
 		w.Report(slot)
-		err = CheckPublication(soon, w.Conn, w.Publication, w.Tables)
+		_, err = CheckPublication(soon, w.Conn, w.Publication, w.Tables)
 	}
 	cancel()
 	if _, ok := errors.AsType[*PreconditionError](err); ok {
@@ -85,9 +86,9 @@ func (w *Watch) reopen(ctx context.Context) error {
 		if err == nil {
 			return nil
 		}
-		// Any other refusal, too many connections for one, says nothing of a shutdown. A standby
-		// is another host of the DSN: ours is gone.
-		down := sqlState(err) == "57P03" || errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, ErrInRecovery)
+		// Any other refusal, too many connections for one, says nothing of a shutdown. Another
+		// host of the DSN says that ours is gone.
+		down := sqlState(err) == "57P03" || errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, ErrInRecovery) || errors.Is(err, ErrOtherServer)
 		if down && time.Since(lost) >= w.Grace {
 			return fmt.Errorf("slot %q: %w", w.Slot, ErrServerShutdown)
 		}
@@ -106,7 +107,11 @@ func (w *Watch) connect(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err := ReadServer(ctx, conn); err != nil {
+	server, err := ReadServer(ctx, conn)
+	if err == nil && !server.same(&w.Server) {
+		err = ErrOtherServer
+	}
+	if err != nil {
 		_ = conn.Close(ctx) // it only read
 		return err
 	}

@@ -2,43 +2,33 @@ package sink
 
 import (
 	"context"
-	"crypto/tls"
 	"fmt"
-	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
-	"github.com/twmb/franz-go/pkg/sasl"
 
 	"github.com/walferry/walferry/decode"
 )
 
 // Config is what a Kafka sink is made of. Sizes are bytes.
 type Config struct {
-	Brokers        []string
-	ClientID       string
-	TLS            *tls.Config    // nil: plain text
-	SASL           sasl.Mechanism // nil: none
-	Dial           DialFunc       // nil: TCP, with TLS if set
+	Client         []kgo.Opt // how to reach the brokers: addresses, TLS, SASL, logger
 	Compression    kgo.CompressionCodec
 	Linger         time.Duration
 	MaxBuffered    int // of all records that are not acknowledged; Publish blocks at it
 	MaxRecord      int // of one record's key, value and header values
 	CreateTopics   bool
-	Routes         []Route    // by decode.Event.Source
-	PositionHeader string     // empty: none
-	Topics         *Topics    // shared by the sinks that follow one another
-	Logger         kgo.Logger // of the client itself; may be nil
+	Routes         []Route // by decode.Event.Source
+	PositionHeader string  // empty: none
+	Topics         *Topics // shared by the sinks that follow one another
 	// Created, if not nil, is called with each topic that the sink had to create.
 	Created func(topic string)
 	// Observe, if not nil, is called for every acknowledged record, serially. It must be quick.
 	Observe func(topic string, bytes int, latency time.Duration)
 }
-
-// DialFunc opens a connection to a broker.
-type DialFunc func(ctx context.Context, network, addr string) (net.Conn, error)
 
 // Kafka publishes events with acks=all and an idempotent producer. It lives for one
 // session: after an error nothing is repaired, a new one is made.
@@ -86,34 +76,19 @@ const connectTimeout = 15 * time.Second
 
 // Open connects and makes sure that the brokers let us produce idempotently.
 func Open(ctx context.Context, cfg Config) (*Kafka, error) {
-	opts := []kgo.Opt{
-		kgo.SeedBrokers(cfg.Brokers...),
-		kgo.ClientID(cfg.ClientID),
+	client, err := kgo.NewClient(append(slices.Clone(cfg.Client),
 		kgo.RequiredAcks(kgo.AllISRAcks()),                   // idempotent as well, by default
 		kgo.RecordPartitioner(kgo.StickyKeyPartitioner(nil)), // murmur2 of the key, as Kafka's Java client
 		kgo.ProducerBatchCompression(cfg.Compression),
 		kgo.ProducerLinger(cfg.Linger),
-		kgo.ProducerBatchMaxBytes(int32(cfg.MaxRecord + batchOverhead)),
+		kgo.ProducerBatchMaxBytes(int32(cfg.MaxRecord+batchOverhead)),
 		kgo.MaxBufferedBytes(cfg.MaxBuffered),
 		kgo.MaxBufferedRecords(maxBufferedRecords),
 		// The default of 5 s would be 5 s of waiting for a partition's new leader.
-		kgo.MetadataMinAge(500 * time.Millisecond),
+		kgo.MetadataMinAge(500*time.Millisecond),
 		// On a gap in the sequence the client would start a new one, and reorder.
 		kgo.StopProducerOnDataLossDetected(),
-	}
-	if cfg.Logger != nil {
-		opts = append(opts, kgo.WithLogger(cfg.Logger))
-	}
-	if cfg.TLS != nil {
-		opts = append(opts, kgo.DialTLSConfig(cfg.TLS))
-	}
-	if cfg.Dial != nil {
-		opts = append(opts, kgo.Dialer(cfg.Dial))
-	}
-	if cfg.SASL != nil {
-		opts = append(opts, kgo.SASL(cfg.SASL))
-	}
-	client, err := kgo.NewClient(opts...)
+	)...)
 	if err != nil {
 		return nil, fmt.Errorf("configure the Kafka client: %w", err)
 	}
@@ -124,7 +99,7 @@ func Open(ctx context.Context, cfg Config) (*Kafka, error) {
 	k.records.New = func() any { return k.newRecord() }
 	if err := k.connect(ctx); err != nil {
 		client.Close()
-		return nil, fmt.Errorf("connect to Kafka at %v: %w", cfg.Brokers, err)
+		return nil, fmt.Errorf("connect to Kafka: %w", err)
 	}
 	return k, nil
 }

@@ -44,16 +44,19 @@ func Run(ctx context.Context, db config.Database, did func(string)) error {
 	if err := ensurePublication(ctx, conn, db.Publication, tables, did); err != nil {
 		return bridge.Explain(db.Name, err)
 	}
+	if _, err := replication.CheckPublication(ctx, conn, db.Publication, tables); err != nil {
+		return bridge.Explain(db.Name, err)
+	}
 	return bridge.Explain(db.Name, ensureSlot(ctx, conn, server, db.Slot, did))
 }
 
 func createTable(ctx context.Context, conn *pgx.Conn, t decode.Table, did func(string)) error {
 	name := bridge.Published(t).String()
-	var exists, rows string
-	if err := conn.QueryRow(ctx, `/* walferry:exists */ select (to_regclass($1) is not null)::text`, name).Scan(&exists); err != nil {
+	var exists, rows bool
+	if err := conn.QueryRow(ctx, `/* walferry:exists */ select to_regclass($1) is not null`, name).Scan(&exists); err != nil {
 		return fmt.Errorf("look up table %s: %w", name, err)
 	}
-	if exists != "true" {
+	if !exists {
 		if _, err := conn.Exec(ctx, tableSQL(t)); err != nil {
 			return fmt.Errorf("create table %s: %w", name, err)
 		}
@@ -61,10 +64,10 @@ func createTable(ctx context.Context, conn *pgx.Conn, t decode.Table, did func(s
 		return nil
 	}
 	did("table " + name + " exists")
-	if err := conn.QueryRow(ctx, `/* walferry:rows */ select exists(select from `+name+`)::text`).Scan(&rows); err != nil {
+	if err := conn.QueryRow(ctx, `/* walferry:rows */ select exists(select from `+name+`)`).Scan(&rows); err != nil {
 		return fmt.Errorf("look into table %s: %w", name, err)
 	}
-	if rows == "true" {
+	if rows {
 		did("note: rows that are older than the slot are never published, and " + name + " has rows")
 	}
 	return nil

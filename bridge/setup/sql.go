@@ -34,20 +34,20 @@ func slotSQL(name string, version int) string {
 	return fmt.Sprintf("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", literal(name))
 }
 
-// ensurePublication creates the publication, or adds to it the tables it lacks, and checks
-// the result. It tells did what it did.
+// ensurePublication creates the publication, or adds to it the tables it lacks. It tells did
+// what it did.
 func ensurePublication(ctx context.Context, conn *pgx.Conn, name string, tables []replication.Table, did func(string)) error {
-	var exists string
-	err := conn.QueryRow(ctx, `/* walferry:exists */ select exists(select from pg_catalog.pg_publication where pubname = $1)::text`, name).Scan(&exists)
+	var exists bool
+	err := conn.QueryRow(ctx, `/* walferry:exists */ select exists(select from pg_catalog.pg_publication where pubname = $1)`, name).Scan(&exists)
 	if err != nil {
 		return fmt.Errorf("look up publication %q: %w", name, err)
 	}
-	if exists != "true" {
+	if !exists {
 		if _, err := conn.Exec(ctx, publicationSQL(name, tables)); err != nil {
 			return fmt.Errorf("create publication %q: %w", name, err)
 		}
 		did("created publication " + quote(name))
-		return replication.CheckPublication(ctx, conn, name, tables)
+		return nil
 	}
 	did("publication " + quote(name) + " exists")
 	for _, t := range tables {
@@ -55,17 +55,17 @@ func ensurePublication(ctx context.Context, conn *pgx.Conn, name string, tables 
 			return err
 		}
 	}
-	return replication.CheckPublication(ctx, conn, name, tables)
+	return nil
 }
 
 func addTable(ctx context.Context, conn *pgx.Conn, publication string, t replication.Table, did func(string)) error {
-	var published string
+	var published bool
 	err := conn.QueryRow(ctx, `/* walferry:exists */ select exists(select from pg_catalog.pg_publication_tables
-		where pubname = $1 and schemaname = $2 and tablename = $3)::text`, publication, t.Schema, t.Name).Scan(&published)
+		where pubname = $1 and schemaname = $2 and tablename = $3)`, publication, t.Schema, t.Name).Scan(&published)
 	if err != nil {
 		return fmt.Errorf("look up publication %q: %w", publication, err)
 	}
-	if published == "true" {
+	if published {
 		return nil
 	}
 	if _, err := conn.Exec(ctx, fmt.Sprintf("ALTER PUBLICATION %s ADD TABLE %s", quote(publication), t)); err != nil {

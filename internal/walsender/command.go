@@ -22,6 +22,36 @@ type Result struct {
 	stream bool // answered by the beginning of a stream
 }
 
+// JSON is a value of an Answer in a column of type json; "" is NULL.
+type JSON string
+
+// Answer is a result of one row. A value's Go type says its column's type.
+func Answer(values ...any) Result {
+	r := Result{Rows: [][]*string{make([]*string, len(values))}}
+	for i, value := range values {
+		text, oid := fmt.Sprint(value), uint32(pgtype.TextOID)
+		switch value.(type) {
+		case bool:
+			text, oid = text[:1], pgtype.BoolOID
+		case int:
+			oid = pgtype.Int8OID
+		case uint32:
+			oid = pgtype.OIDOID
+		case pglogrepl.LSN:
+			oid = oidLSN
+		case JSON:
+			oid = pgtype.JSONOID
+		}
+		r.Columns, r.OIDs = append(r.Columns, fmt.Sprint("c", i)), append(r.OIDs, oid)
+		if value != JSON("") {
+			r.Rows[0][i] = &text
+		}
+	}
+	return r
+}
+
+const oidLSN = 3220 // pg_lsn
+
 // Error is an ERROR of the server, after which it takes the next command.
 func Error(code, format string, args ...any) *pgproto3.ErrorResponse {
 	return &pgproto3.ErrorResponse{
