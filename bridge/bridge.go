@@ -225,7 +225,7 @@ func (s *session) open(ctx context.Context) error {
 	dec.Timeline = func(l decode.LSN) uint32 { return s.stream.Timelines.Of(replication.LSN(l)) }
 	s.decoder = decode.NewDecoder(dec)
 	s.inflight = replication.NewInflight(s.stream.Start, replication.Hooks{Failed: s.fail, Finished: s.finished})
-	s.feedback = &replication.Feedback{Stream: s.stream, Inflight: s.inflight, Tick: s.tick}
+	s.feedback = &replication.Feedback{Stream: s.stream, Confirmable: s.inflight.Flushed, Tick: s.tick}
 	s.watch = &replication.Watch{
 		Conn: sql, Server: s.stream.Server, Slot: s.db.Slot, Publication: s.db.Publication, Tables: s.replication.Tables,
 		Every: watchEvery, Grace: s.db.ShutdownGrace, Report: s.slot,

@@ -25,7 +25,6 @@ type session struct {
 	watch    *replication.Watch
 
 	fail context.CancelCauseFunc // ends the session at once
-	txn  *replication.Txn        // the open transaction, nil between two
 
 	lastAcknowledged uint64 // tick's
 }
@@ -33,10 +32,10 @@ type session struct {
 // pump is the path of an event, on one goroutine from the socket to the Kafka client. It
 // returns nil once stop is done and no transaction is open.
 //
-//	Receive → Decode → Publish → (Kafka) → Txn.Done → Inflight → Feedback → Postgres
+//	Receive → Decode → Inflight.Add → Publish → (Kafka) → done → Inflight → Feedback → Postgres
 func (s *session) pump(ctx, stop context.Context) error {
 	for {
-		if s.txn == nil && stop.Err() != nil {
+		if !s.inflight.Open() && stop.Err() != nil {
 			return nil
 		}
 		m, err := s.stream.Receive()
@@ -60,19 +59,19 @@ func (s *session) pump(ctx, stop context.Context) error {
 		}
 		switch c.Kind {
 		case decode.Begin:
-			if s.txn, err = s.inflight.Begin(ctx); err != nil {
+			s.inflight.Begin(replication.LSN(c.CommitLSN), c.CommitTime)
+		case decode.Row, decode.Message:
+			done, err := s.inflight.Add(ctx, c.Event.Position.Index)
+			if err != nil {
 				return err
 			}
-		case decode.Row, decode.Message:
-			s.txn.Add()
-			if err := s.sink.Publish(ctx, &c.Event, s.txn.Done); err != nil {
+			if err := s.sink.Publish(ctx, &c.Event, done); err != nil {
 				return err
 			}
 		case decode.Commit:
-			if err := s.inflight.Commit(replication.LSN(c.EndLSN), c.CommitTime); err != nil {
+			if err := s.inflight.Commit(replication.LSN(c.EndLSN)); err != nil {
 				return err
 			}
-			s.txn = nil
 		case decode.NonTransactional:
 			s.nonTransactional.Inc()
 		}
@@ -159,7 +158,7 @@ func (s *session) confirm(ctx context.Context, err error) error {
 	}
 	if confirmErr != nil || !drained {
 		s.log.Warn().AnErr("cause", confirmErr).Stringer("confirmed_lsn", s.inflight.Flushed()).
-			Int64("unacknowledged_events", s.inflight.Pending()).Bool("open_transaction", s.txn != nil).
+			Int64("unacknowledged_events", s.inflight.Pending()).Bool("open_transaction", s.inflight.Open()).
 			Msg("events behind the confirmed LSN may be delivered a second time by the next session")
 	}
 	if errors.Is(err, errDrainTimeout) {

@@ -12,7 +12,7 @@ const (
 	// Skip is a message without an event: another table, another prefix, a
 	// change that is not an insert, an origin or type announcement.
 	Skip Kind = iota
-	// Begin opens a committed transaction; Change.CommitTime is set.
+	// Begin opens a committed transaction; Change.CommitLSN and CommitTime are set.
 	Begin
 	// Row is an insert into an outbox table; Change.Event is set.
 	Row
@@ -31,6 +31,7 @@ const (
 // may alias the bytes that were given to Decode.
 type Change struct {
 	Kind       Kind
+	CommitLSN  LSN       // Begin only: start of the commit record
 	EndLSN     LSN       // Commit only: end of the commit record, the confirmable LSN
 	CommitTime time.Time // Begin and Commit: by Postgres' clock
 	Event      Event
@@ -162,7 +163,7 @@ func (d *Decoder) begin(r *reader) error {
 	if d.cfg.Timeline != nil {
 		d.pos.Timeline = d.cfg.Timeline(lsn)
 	}
-	d.change.Kind, d.change.CommitTime = Begin, pgTime(micros)
+	d.change.Kind, d.change.CommitLSN, d.change.CommitTime = Begin, lsn, pgTime(micros)
 	return nil
 }
 

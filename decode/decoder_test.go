@@ -88,7 +88,7 @@ func begun(t *testing.T) *decode.Decoder {
 func TestTransaction(t *testing.T) {
 	d := newDecoder()
 	c := feed(t, d, pgoutput.AppendBegin(nil, 0x2000, commitTime, 7))
-	if c.Kind != decode.Begin || !c.CommitTime.Equal(commitTime) {
+	if c.Kind != decode.Begin || c.CommitLSN != 0x2000 || !c.CommitTime.Equal(commitTime) {
 		t.Errorf("BEGIN: %+v", c)
 	}
 	c = feed(t, d, relation(outboxOID, "outbox", jsonbOID),

@@ -79,7 +79,7 @@ func agree(c *decode.Change, input []byte) (err error) {
 	}
 	switch m := parsed.(type) {
 	case *pglogrepl.BeginMessage:
-		if !sameTime(c.CommitTime, m.CommitTime) { // its LSN is in the position of what follows
+		if c.CommitLSN != decode.LSN(m.FinalLSN) || !sameTime(c.CommitTime, m.CommitTime) {
 			return fmt.Errorf("BEGIN %+v, pglogrepl reads %+v", c, m)
 		}
 	case *pglogrepl.CommitMessage:

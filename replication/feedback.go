@@ -11,8 +11,9 @@ import (
 // neither Receive nor Kafka, so that a stalled broker never makes the server drop us
 // for silence.
 type Feedback struct {
-	Stream   *Stream
-	Inflight *Inflight
+	Stream *Stream
+	// Confirmable returns the LSN that may be confirmed. It never decreases.
+	Confirmable func() LSN
 	// Tick, if not nil, is called after each look, every 100 ms.
 	Tick func(confirmed LSN)
 
@@ -30,7 +31,7 @@ const (
 // ErrSilent is a server that no longer answers, behind a connection that looks whole.
 var ErrSilent = errors.New("the server is silent")
 
-// Run sends a status update when Flushed has moved, when the server asks, and as a
+// Run sends a status update when Confirmable has moved, when the server asks, and as a
 // heartbeat at least each third of wal_sender_timeout, until ctx is done. It fails with
 // ErrSilent when Receive waits in vain for longer than wal_sender_timeout although the
 // heartbeats ask for an answer.
@@ -59,12 +60,12 @@ func (f *Feedback) Run(ctx context.Context) error {
 		if quiet > silence {
 			return fmt.Errorf("slot %q: nothing received for %s: %w", f.Stream.slot, quiet.Round(time.Second), ErrSilent)
 		}
-		flushed := f.Inflight.Flushed()
-		if asked := f.Stream.asked.Swap(false); asked || flushed != f.sent || now.Sub(lastSent) >= heartbeat {
-			if err := f.Stream.send(flushed, quiet >= heartbeat, silence); err != nil {
+		lsn := f.Confirmable()
+		if asked := f.Stream.asked.Swap(false); asked || lsn != f.sent || now.Sub(lastSent) >= heartbeat {
+			if err := f.Stream.send(lsn, quiet >= heartbeat, silence); err != nil {
 				return err
 			}
-			f.sent, lastSent = flushed, now
+			f.sent, lastSent = lsn, now
 		}
 		if f.Tick != nil {
 			f.Tick(f.sent)
@@ -74,6 +75,6 @@ func (f *Feedback) Run(ctx context.Context) error {
 
 // Final sends the last status update, after Run has returned.
 func (f *Feedback) Final() error {
-	f.sent = f.Inflight.Flushed()
+	f.sent = f.Confirmable()
 	return f.Stream.send(f.sent, true, time.Second)
 }

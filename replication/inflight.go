@@ -30,26 +30,45 @@ type LSN = pglogrepl.LSN
 //
 // A failed event never leaves the window: by I4 and I5 it latches everything behind it.
 //
-// One goroutine calls Begin, Add, Commit and Idle; a Txn's Done may be called from any,
-// Flushed and Pending as well.
+// The unit of the window is a run of events of one transaction, so that Progress says how
+// far a large transaction has come. One goroutine calls Begin, Add, Commit, Open and Idle;
+// the functions that Add returns may be called from any, Flushed, Pending and Progress as well.
 type Inflight struct {
 	flushed atomic.Uint64
 	pending atomic.Int64 // events added and not done
 
-	mu     sync.Mutex // guards the following
-	window []*Txn     // from head on: transactions with events, and the open one at the end
-	head   int
-	open   *Txn
-	last   LSN    // end LSN of the last commit, or where the stream began
-	free   []*Txn // finished transactions for reuse
+	// of the goroutine that adds
+	open   bool
+	commit LSN       // of the open transaction: the start of its commit record
+	time   time.Time // of the open transaction
+	run    *run      // the open transaction's last, nil before its first event
+	last   LSN       // end LSN of the last commit, or where the stream began
 
-	room  chan struct{} // tells a Begin that waits that the window is no longer full
-	hooks Hooks
+	mu      sync.Mutex // guards the following
+	window  []*run     // from head on, those that are not finished
+	head    int
+	partial Progress // its Commit and Index: runs of an unfinished transaction that have left the window
+	free    []*run   // finished, for reuse
+
+	room   chan struct{} // tells an Add that waits that the window is no longer full
+	hooks  Hooks
+	perRun int // runMax, fewer in tests
 }
 
-// windowMax bounds the transactions in the window. Kafka's own bounds count only what is not
-// acknowledged: behind one stuck event any number of finished transactions may wait.
-const windowMax = 1 << 18
+// Progress is how far the finished prefix goes: everything before Flushed is acknowledged,
+// and of the transaction that commits at Commit, if that is not 0, the events before Index.
+type Progress struct {
+	Flushed, Commit LSN
+	Index           uint64 // see decode.Position
+}
+
+const (
+	// windowMax bounds the runs in the window. Kafka's own bounds count only what is not
+	// acknowledged: behind one stuck event any number of finished runs may wait.
+	windowMax = 1 << 18
+	// runMax is the events of a run. Fewer would cost more, more would blur Progress.
+	runMax = 512
+)
 
 // Hooks are called by an Inflight. They must be quick and must not call back.
 type Hooks struct {
@@ -60,26 +79,23 @@ type Hooks struct {
 	Finished func(commit time.Time)
 }
 
-// Txn is one transaction in the window.
-type Txn struct {
-	// Done says that the brokers acknowledged one event, or with an error that they never
-	// will. It is called exactly once for each Add, from any goroutine. It is made once for
-	// each Txn, and Txns are reused, so that passing it on costs nothing.
-	Done func(error)
-
-	f *Inflight
-	// unfinished counts the events that are not done, plus one until Commit: when it
-	// reaches zero the transaction is whole and acknowledged.
+// run is a run of events of one transaction.
+type run struct {
+	done func(error) // made once for each run, and runs are reused, so that passing it on costs nothing
+	// unfinished counts the events that are not done, plus one until the run is closed: when
+	// it reaches zero the run is whole and acknowledged.
 	unfinished atomic.Int64
-	events     int64
-	end        LSN
+	events     int
+	commit     LSN
+	index      uint64 // of the last event, plus 1
+	end        LSN    // of the transaction, 0 if the run is not its last; guarded by mu
 	time       time.Time
 }
 
 // NewInflight returns an empty window of a stream that begins at start, the slot's
 // confirmed_flush_lsn.
 func NewInflight(start LSN, hooks Hooks) *Inflight {
-	f := &Inflight{last: start, hooks: hooks, room: make(chan struct{}, 1)}
+	f := &Inflight{last: start, hooks: hooks, perRun: runMax, room: make(chan struct{}, 1)}
 	f.flushed.Store(uint64(start))
 	return f
 }
@@ -90,100 +106,126 @@ func (f *Inflight) Flushed() LSN { return LSN(f.flushed.Load()) }
 // Pending returns the number of events that are not acknowledged yet.
 func (f *Inflight) Pending() int64 { return f.pending.Load() }
 
-// Begin opens the next transaction at the end of the window. It waits while the window is
-// full, and fails only with ctx's cause.
-func (f *Inflight) Begin(ctx context.Context) (*Txn, error) {
+// Progress returns how far the finished prefix goes.
+func (f *Inflight) Progress() Progress {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return Progress{f.Flushed(), f.partial.Commit, f.partial.Index}
+}
+
+// Open reports whether a transaction has begun and not committed.
+func (f *Inflight) Open() bool { return f.open }
+
+// Begin opens the next transaction: the start of its commit record, and its time by
+// Postgres' clock.
+func (f *Inflight) Begin(commit LSN, at time.Time) {
+	if f.open {
+		panic("replication: Begin inside of a transaction")
+	}
+	f.open, f.commit, f.time = true, commit, at
+}
+
+// Add announces an event of the open transaction, its index in it, and must come before the
+// event is published. The function that it returns says that the brokers acknowledged the
+// event, or with an error that they never will; it must be called exactly once, from any
+// goroutine. Add waits while the window is full, and fails only with ctx's cause.
+func (f *Inflight) Add(ctx context.Context, index uint64) (done func(error), err error) {
+	if !f.open {
+		panic("replication: Add without a transaction")
+	}
+	if f.run == nil || f.run.events == f.perRun {
+		if err := f.next(ctx); err != nil {
+			return nil, err
+		}
+	}
+	f.run.events++
+	f.run.index = index + 1
+	f.run.unfinished.Add(1)
+	f.pending.Add(1)
+	return f.run.done, nil
+}
+
+// next begins a run at the end of the window.
+func (f *Inflight) next(ctx context.Context) error {
+	f.closeRun()
 	f.mu.Lock()
 	for f.size() >= windowMax {
 		f.mu.Unlock()
 		select {
 		case <-ctx.Done():
-			return nil, context.Cause(ctx)
+			return context.Cause(ctx)
 		case <-f.room:
 		}
 		f.mu.Lock()
 	}
 	defer f.mu.Unlock()
-	if f.open != nil {
-		panic("replication: Begin inside of a transaction")
-	}
-	var t *Txn
 	if n := len(f.free); n > 0 {
-		t, f.free = f.free[n-1], f.free[:n-1]
-		t.events, t.end = 0, 0
+		f.run, f.free = f.free[n-1], f.free[:n-1]
 	} else {
-		t = &Txn{f: f}
-		t.Done = t.done
+		r := &run{}
+		r.done = func(err error) { f.done(r, err) }
+		f.run = r
 	}
-	t.unfinished.Store(1)
-	f.open = t
-	f.push(t)
-	return t, nil
+	r := f.run
+	r.events, r.commit, r.end, r.time = 0, f.commit, 0, f.time
+	r.unfinished.Store(1)
+	f.push(r)
+	return nil
 }
 
-// Add announces an event of the open transaction. It must come before the event
-// is published, so that Done cannot overtake it.
-func (t *Txn) Add() {
-	t.events++
-	t.unfinished.Add(1)
-	t.f.pending.Add(1)
-}
-
-func (t *Txn) done(err error) {
+func (f *Inflight) done(r *run, err error) {
 	if err != nil {
-		t.f.hooks.Failed(err)
+		f.hooks.Failed(err)
 		return // unfinished for ever
 	}
-	t.f.pending.Add(-1)
-	switch n := t.unfinished.Add(-1); {
+	f.pending.Add(-1)
+	switch n := r.unfinished.Add(-1); {
 	case n == 0:
-		t.f.advance()
+		f.advance()
 	case n < 0:
 		panic("replication: more events done than added") // an LSN may be confirmed wrongly: stop at once
 	}
 }
 
-// Commit closes the open transaction. end is the end LSN of its commit record,
-// at the given time of Postgres' clock. It fails when end does not lie behind
-// everything confirmed or committed before.
-func (f *Inflight) Commit(end LSN, commit time.Time) error {
-	f.mu.Lock()
-	t := f.open
-	if t == nil {
+// closeRun says that the open transaction's last run gets no more events.
+func (f *Inflight) closeRun() {
+	if r := f.run; r != nil {
+		f.run = nil
+		if r.unfinished.Add(-1) == 0 {
+			f.advance()
+		}
+	}
+}
+
+// Commit closes the open transaction. end is the end LSN of its commit record. It fails when
+// end does not lie behind everything confirmed or committed before.
+func (f *Inflight) Commit(end LSN) error {
+	if !f.open {
 		panic("replication: Commit without a transaction")
 	}
 	if low := max(f.last, f.Flushed()); end <= low {
-		f.mu.Unlock()
 		return fmt.Errorf("commit end LSN %s does not lie behind %s: the server repeats or reorders transactions", end, low)
 	}
-	f.open, f.last = nil, end
-	t.end, t.time = end, commit
-	if t.events == 0 {
-		f.fold(end)
+	f.open, f.last = false, end
+	f.mu.Lock()
+	switch {
+	case f.run != nil:
+		f.run.end = end
+	case f.size() > 0: // without events it takes no room behind a stuck one, but ends with it
+		f.window[len(f.window)-1].end = end
+	default:
+		f.flushed.Store(uint64(end))
 	}
-	done := t.unfinished.Add(-1) == 0
 	f.mu.Unlock()
-	if done {
-		f.advance()
-	}
+	f.closeRun()
 	return nil
-}
-
-// fold moves the end of an empty last transaction to the one before it, so that
-// any number of transactions without events takes no room behind a stuck one.
-func (f *Inflight) fold(end LSN) {
-	if last := len(f.window) - 1; f.size() > 1 {
-		f.free = append(f.free, f.window[last])
-		f.window = f.window[:last]
-		f.window[last-1].end = end
-	}
 }
 
 // Idle takes a keepalive's walEnd: the server has sent everything before it.
 func (f *Inflight) Idle(walEnd LSN) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.size() == 0 && walEnd > f.Flushed() {
+	if !f.open && f.size() == 0 && walEnd > f.Flushed() {
 		f.flushed.Store(uint64(walEnd))
 	}
 }
@@ -193,8 +235,8 @@ func (f *Inflight) advance() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for f.size() > 0 {
-		t := f.window[f.head]
-		if t.unfinished.Load() != 0 {
+		r := f.window[f.head]
+		if r.unfinished.Load() != 0 {
 			return
 		}
 		if f.size() == windowMax {
@@ -203,11 +245,15 @@ func (f *Inflight) advance() {
 			default: // it has been told
 			}
 		}
-		f.flushed.Store(uint64(t.end))
-		f.free = append(f.free, t)
 		f.head++
-		if f.hooks.Finished != nil && t.events > 0 {
-			f.hooks.Finished(t.time)
+		f.free = append(f.free, r)
+		f.partial = Progress{Commit: r.commit, Index: r.index}
+		if r.end != 0 {
+			f.partial = Progress{}
+			f.flushed.Store(uint64(r.end))
+			if f.hooks.Finished != nil {
+				f.hooks.Finished(r.time)
+			}
 		}
 	}
 }
@@ -216,10 +262,10 @@ func (f *Inflight) size() int { return len(f.window) - f.head }
 
 // push appends to the window. It moves the window to the front of its memory first when half
 // of that is free, for a slice that is only re-sliced would be reallocated over and over.
-func (f *Inflight) push(t *Txn) {
+func (f *Inflight) push(r *run) {
 	if f.head > cap(f.window)/2 {
 		f.window = f.window[:copy(f.window, f.window[f.head:])]
 		f.head = 0
 	}
-	f.window = append(f.window, t)
+	f.window = append(f.window, r)
 }

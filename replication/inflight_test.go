@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -18,17 +19,20 @@ type model struct {
 }
 
 type modelTxn struct {
-	committed bool
-	end       LSN
-	pending   int
+	committed   bool
+	commit, end LSN
+	done        []bool // by event, whose indexes are its ordinals times indexStep
+	perRun      int
 }
 
-func (m *model) finished(t *modelTxn) bool { return t.committed && t.pending == 0 }
+const indexStep = 3 // as if every third change were an event
+
+func (t *modelTxn) finished() bool { return t.committed && !slices.Contains(t.done, false) }
 
 func (m *model) flushed() LSN {
 	flushed := max(m.start, m.idle)
 	for _, t := range m.txns {
-		if !m.finished(t) {
+		if !t.finished() {
 			return flushed
 		}
 		flushed = max(flushed, t.end)
@@ -36,9 +40,25 @@ func (m *model) flushed() LSN {
 	return flushed
 }
 
+// progress counts the whole runs at the head of the first unfinished transaction. A run is
+// whole when another follows it.
+func (m *model) progress() Progress {
+	p := Progress{Flushed: m.flushed()}
+	for _, t := range m.txns {
+		if t.finished() {
+			continue
+		}
+		for n := t.perRun; n < len(t.done) && !slices.Contains(t.done[:n], false); n += t.perRun {
+			p.Commit, p.Index = t.commit, uint64(n-1)*indexStep+1
+		}
+		return p
+	}
+	return p
+}
+
 func (m *model) keepalive(walEnd LSN) {
 	for _, t := range m.txns {
-		if !m.finished(t) {
+		if !t.finished() {
 			return
 		}
 	}
@@ -49,6 +69,7 @@ func (m *model) keepalive(walEnd LSN) {
 type event struct {
 	done  func(error)
 	model *modelTxn
+	index int
 }
 
 // run plays a random history on both and compares after every step.
@@ -57,31 +78,31 @@ func runModel(seed uint64, steps int) error {
 	lsn := LSN(rng.Uint64N(1 << 33))
 	m := &model{start: lsn}
 	f := NewInflight(lsn, Hooks{Failed: func(error) {}})
-	var open *Txn
+	f.perRun = 1 + rng.IntN(4)
 	var events []event
 	failRate := rng.IntN(3) // one run in three has no failures
 	for step := range steps {
 		lsn += LSN(1 + rng.Uint64N(100))
 		switch rng.IntN(6) {
 		case 0:
-			if open == nil {
-				open, _ = f.Begin(context.Background())
-				m.txns = append(m.txns, &modelTxn{})
+			if !f.Open() {
+				f.Begin(lsn, time.Time{})
+				m.txns = append(m.txns, &modelTxn{commit: lsn, perRun: f.perRun})
 			}
 		case 1, 2:
-			if open != nil {
-				open.Add()
+			if f.Open() {
 				t := m.txns[len(m.txns)-1]
-				t.pending++
-				events = append(events, event{open.Done, t})
+				done, _ := f.Add(context.Background(), uint64(len(t.done))*indexStep)
+				events = append(events, event{done, t, len(t.done)})
+				t.done = append(t.done, false)
 			}
 		case 3:
-			if open != nil {
-				if err := f.Commit(lsn, time.Time{}); err != nil {
+			if f.Open() {
+				if err := f.Commit(lsn); err != nil {
 					return fmt.Errorf("step %d: %w", step, err)
 				}
 				t := m.txns[len(m.txns)-1]
-				t.committed, t.end, open = true, lsn, nil
+				t.committed, t.end = true, lsn
 			}
 		case 4:
 			if n := len(events); n > 0 {
@@ -94,7 +115,7 @@ func runModel(seed uint64, steps int) error {
 					break
 				}
 				e.done(nil)
-				e.model.pending--
+				e.model.done[e.index] = true
 			}
 		case 5:
 			// Now and then a keepalive that is older than what is known.
@@ -104,6 +125,9 @@ func runModel(seed uint64, steps int) error {
 		}
 		if got, want := f.Flushed(), m.flushed(); got != want {
 			return fmt.Errorf("step %d: Flushed %s, the model says %s", step, got, want)
+		}
+		if got, want := f.Progress(), m.progress(); got != want {
+			return fmt.Errorf("step %d: Progress %+v, the model says %+v", step, got, want)
 		}
 	}
 	return nil
@@ -119,16 +143,28 @@ func TestInflightAgainstModel(t *testing.T) {
 	t.Logf("%d seeds of %d steps", seeds, steps)
 }
 
+// transaction adds a transaction of some events and returns what finishes them.
+func transaction(t testing.TB, f *Inflight, end LSN, events int) (done []func(error)) {
+	t.Helper()
+	f.Begin(end, time.Time{})
+	for i := range events {
+		finish, err := f.Add(t.Context(), uint64(i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		done = append(done, finish)
+	}
+	if err := f.Commit(end); err != nil {
+		t.Fatal(err)
+	}
+	return done
+}
+
 func TestInflightPublishesOnlyTheFinishedPrefix(t *testing.T) {
 	f := NewInflight(100, Hooks{})
 	var done []func(error)
 	for end := LSN(200); end <= 400; end += 100 {
-		txn, _ := f.Begin(context.Background())
-		txn.Add()
-		done = append(done, txn.Done)
-		if err := f.Commit(end, time.Time{}); err != nil {
-			t.Fatal(err)
-		}
+		done = append(done, transaction(t, f, end, 1)...)
 	}
 	for _, step := range []struct {
 		finish int
@@ -144,19 +180,10 @@ func TestInflightPublishesOnlyTheFinishedPrefix(t *testing.T) {
 func TestInflightLatchesBehindAFailure(t *testing.T) {
 	var failed error
 	f := NewInflight(100, Hooks{Failed: func(err error) { failed = err }})
-	first, _ := f.Begin(context.Background())
-	first.Add()
-	if err := f.Commit(200, time.Time{}); err != nil {
-		t.Fatal(err)
-	}
-	second, _ := f.Begin(context.Background())
-	second.Add()
-	if err := f.Commit(300, time.Time{}); err != nil {
-		t.Fatal(err)
-	}
+	first, second := transaction(t, f, 200, 1), transaction(t, f, 300, 1)
 	boom := errors.New("boom")
-	first.Done(boom)
-	second.Done(nil)
+	first[0](boom)
+	second[0](nil)
 	f.Idle(400)
 	if f.Flushed() != 100 {
 		t.Errorf("Flushed passed a failed event: %s", f.Flushed())
@@ -179,18 +206,18 @@ func TestInflightIdleOnlyWhenNothingIsPending(t *testing.T) {
 	if got := f.Flushed(); got != 150 {
 		t.Errorf("an older keepalive moved Flushed back to %s", got)
 	}
-	txn, _ := f.Begin(context.Background())
+	f.Begin(170, time.Time{})
 	f.Idle(200)
-	txn.Add()
+	done, _ := f.Add(t.Context(), 0)
 	f.Idle(200)
-	if err := f.Commit(180, time.Time{}); err != nil {
+	if err := f.Commit(180); err != nil {
 		t.Fatal(err)
 	}
 	f.Idle(200)
 	if got := f.Flushed(); got != 150 {
 		t.Errorf("a keepalive moved Flushed to %s past a pending transaction", got)
 	}
-	txn.Done(nil)
+	done(nil)
 	if got := f.Flushed(); got != 180 {
 		t.Errorf("Flushed %s, want exactly the commit's end LSN", got)
 	}
@@ -198,59 +225,41 @@ func TestInflightIdleOnlyWhenNothingIsPending(t *testing.T) {
 
 func TestInflightEmptyTransactionsTakeNoRoomBehindAStuckOne(t *testing.T) {
 	f := NewInflight(0, Hooks{})
-	stuck, _ := f.Begin(context.Background())
-	stuck.Add()
-	if err := f.Commit(10, time.Time{}); err != nil {
-		t.Fatal(err)
-	}
+	stuck := transaction(t, f, 10, 1)
 	const last = 1_000_000
 	for end := LSN(11); end <= last; end++ {
-		_, _ = f.Begin(context.Background())
-		if err := f.Commit(end, time.Time{}); err != nil {
-			t.Fatal(err)
-		}
+		transaction(t, f, end, 0)
 	}
 	if got := f.size(); got != 1 {
-		t.Errorf("%d transactions in the window, want 1", got)
+		t.Errorf("%d runs in the window, want 1", got)
 	}
-	stuck.Done(nil)
+	stuck[0](nil)
 	if got := f.Flushed(); got != last {
 		t.Errorf("Flushed %s, want the last empty transaction's end %s", got, LSN(last))
 	}
 }
 
 // Behind a stuck event the window fills up to its bound, and no further.
-func TestInflightBeginWaitsWhileTheWindowIsFull(t *testing.T) {
+func TestInflightAddWaitsWhileTheWindowIsFull(t *testing.T) {
 	f := NewInflight(0, Hooks{})
-	var stuck *Txn
-	for end := LSN(1); end <= windowMax; end++ {
-		txn, err := f.Begin(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		txn.Add()
-		if err := f.Commit(end, time.Time{}); err != nil {
-			t.Fatal(err)
-		}
-		if stuck == nil {
-			stuck = txn
-			continue
-		}
-		txn.Done(nil)
+	stuck := transaction(t, f, 1, 1)
+	for end := LSN(2); end <= windowMax; end++ {
+		transaction(t, f, end, 1)[0](nil)
 	}
 	full, cancel := context.WithCancelCause(t.Context())
 	boom := errors.New("boom")
 	cancel(boom)
-	if _, err := f.Begin(full); !errors.Is(err, boom) {
-		t.Fatalf("Begin in a full window: %v, want the context's cause", err)
+	f.Begin(windowMax+1, time.Time{})
+	if _, err := f.Add(full, 0); !errors.Is(err, boom) {
+		t.Fatalf("Add to a full window: %v, want the context's cause", err)
 	}
-	began := make(chan error)
+	added := make(chan error)
 	go func() {
-		_, err := f.Begin(t.Context())
-		began <- err
+		_, err := f.Add(t.Context(), 0)
+		added <- err
 	}()
-	stuck.Done(nil)
-	if err := <-began; err != nil {
+	stuck[0](nil)
+	if err := <-added; err != nil {
 		t.Error(err)
 	}
 	if got := f.Flushed(); got != windowMax {
@@ -259,33 +268,44 @@ func TestInflightBeginWaitsWhileTheWindowIsFull(t *testing.T) {
 }
 
 func TestInflightRefusesRepeatedCommits(t *testing.T) {
-	f := NewInflight(100, Hooks{})
 	for _, end := range []LSN{100, 50} {
-		_, _ = f.Begin(context.Background())
-		if err := f.Commit(end, time.Time{}); err == nil {
+		f := NewInflight(100, Hooks{})
+		f.Begin(end, time.Time{})
+		if err := f.Commit(end); err == nil {
 			t.Errorf("a commit that ends at %s was taken behind 0/64", end)
 		}
-		f.mu.Lock()
-		f.open = nil
-		f.mu.Unlock()
 	}
 }
 
-func TestInflightPanicsWhenMoreIsDoneThanAdded(t *testing.T) {
-	defer func() {
-		if recover() == nil {
-			t.Error("no panic")
-		}
-	}()
-	f := NewInflight(0, Hooks{})
-	txn, _ := f.Begin(context.Background())
-	txn.Done(nil)
-	txn.Done(nil)
+func TestInflightPanics(t *testing.T) {
+	for name, misuse := range map[string]func(f *Inflight){
+		"more is done than added": func(f *Inflight) {
+			done := transaction(t, f, 200, 1)
+			done[0](nil)
+			done[0](nil)
+		},
+		"Begin inside of a transaction": func(f *Inflight) {
+			f.Begin(200, time.Time{})
+			f.Begin(300, time.Time{})
+		},
+		"Add without a transaction":    func(f *Inflight) { _, _ = f.Add(t.Context(), 0) },
+		"Commit without a transaction": func(f *Inflight) { _ = f.Commit(200) },
+	} {
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Errorf("%s: no panic", name)
+				}
+			}()
+			misuse(NewInflight(100, Hooks{}))
+		}()
+	}
 }
 
 func TestInflightIsSafeForConcurrentDone(t *testing.T) {
 	var finished int
 	f := NewInflight(0, Hooks{Finished: func(time.Time) { finished++ }})
+	f.perRun = 2
 	events := make(chan func(error), 1024)
 	var wg sync.WaitGroup
 	for range 4 {
@@ -296,36 +316,35 @@ func TestInflightIsSafeForConcurrentDone(t *testing.T) {
 		})
 	}
 	const txns = 20_000
-	var last LSN
-	for i := range txns {
-		txn, _ := f.Begin(context.Background())
-		for range 1 + i%3 {
-			txn.Add()
-			events <- txn.Done
+	for end := LSN(1); end <= txns; end++ {
+		f.Begin(end, time.Time{})
+		for i := range 1 + end%5 {
+			done, _ := f.Add(t.Context(), uint64(i))
+			events <- done
 		}
-		last = LSN(i + 1)
-		if err := f.Commit(last, time.Time{}); err != nil {
+		if err := f.Commit(end); err != nil {
 			t.Fatal(err)
 		}
 	}
 	close(events)
 	wg.Wait()
-	if got := f.Flushed(); got != last || f.Pending() != 0 || finished != txns {
-		t.Errorf("Flushed %s, pending %d, %d finished; want %s, 0, %d", got, f.Pending(), finished, last, txns)
+	if got := f.Progress(); got != (Progress{Flushed: txns}) || f.Pending() != 0 || finished != txns {
+		t.Errorf("%+v, pending %d, %d finished; want Flushed %s, 0, %d", got, f.Pending(), finished, LSN(txns), txns)
 	}
 }
 
 func TestInflightDoesNotAllocate(t *testing.T) {
 	f := NewInflight(0, Hooks{})
 	end := LSN(0)
+	ctx := t.Context()
 	allocs := testing.AllocsPerRun(10_000, func() {
-		txn, _ := f.Begin(context.Background())
-		txn.Add()
 		end++
-		if err := f.Commit(end, time.Time{}); err != nil {
+		f.Begin(end, time.Time{})
+		done, _ := f.Add(ctx, 0)
+		if err := f.Commit(end); err != nil {
 			t.Fatal(err)
 		}
-		txn.Done(nil)
+		done(nil)
 	})
 	if allocs != 0 {
 		t.Errorf("%v allocations for a transaction of one event", allocs)
@@ -335,12 +354,13 @@ func TestInflightDoesNotAllocate(t *testing.T) {
 func BenchmarkInflight(b *testing.B) {
 	f := NewInflight(0, Hooks{})
 	end := LSN(0)
+	ctx := b.Context()
 	b.ReportAllocs()
 	for b.Loop() {
-		txn, _ := f.Begin(context.Background())
-		txn.Add()
 		end++
-		_ = f.Commit(end, time.Time{})
-		txn.Done(nil)
+		f.Begin(end, time.Time{})
+		done, _ := f.Add(ctx, 0)
+		_ = f.Commit(end)
+		done(nil)
 	}
 }
