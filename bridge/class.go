@@ -126,26 +126,24 @@ func is(class Class, hint string, targets ...error) rule {
 	}
 }
 
+// passing are the SQLSTATEs of what a new session may cure: connection exceptions, timeouts of
+// idle sessions and transactions, rolled back, lock not available, pg_cancel_backend and
+// statement_timeout, admin and crash shutdown, cannot connect now, out of connections, memory
+// or disk, I/O error.
+var passing = []string{"08", "25P03", "57P05", "40", "55P03", "57014", "57P01", "57P02", "57P03", "53", "58030"}
+
 // sqlState judges by Postgres' SQLSTATE, a class of two characters or a whole code
 // (src/backend/utils/errcodes.txt).
 func sqlState(code string) verdict {
+	if code != "08P01" && slices.ContainsFunc(passing, func(prefix string) bool { return strings.HasPrefix(code, prefix) }) {
+		return verdict{Retry, ""}
+	}
 	for _, s := range []struct {
 		prefix string
 		verdict
 	}{
 		{"55006", verdict{Standby, ""}},
 		{"08P01", verdict{Fatal, "is there a pooler in between? walferry needs a direct connection"}},
-		{"08", verdict{Retry, ""}},    // connection exception
-		{"25P03", verdict{Retry, ""}}, // idle in transaction timeout
-		{"40", verdict{Retry, ""}},    // rolled back
-		{"55P03", verdict{Retry, ""}}, // lock not available
-		{"57014", verdict{Retry, ""}}, // pg_cancel_backend, statement_timeout
-		{"57P01", verdict{Retry, ""}}, // admin shutdown, pg_terminate_backend
-		{"57P02", verdict{Retry, ""}}, // crash shutdown
-		{"57P03", verdict{Retry, ""}}, // cannot connect now
-		{"57P05", verdict{Retry, ""}}, // idle session timeout
-		{"53", verdict{Retry, ""}},    // out of connections, senders, memory, disk
-		{"58030", verdict{Retry, ""}}, // I/O error
 		{"28", verdict{Fatal, "check user, password, client certificate and pg_hba.conf; a replication connection matches lines of its database, not `replication`"}},
 		{"3D000", verdict{Fatal, "the database of the DSN does not exist"}},
 		{"42501", verdict{Fatal, "the role needs LOGIN and REPLICATION: see `walferry init --print`"}},

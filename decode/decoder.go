@@ -2,6 +2,7 @@ package decode
 
 import (
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -105,8 +106,8 @@ func (d *Decoder) Decode(wal []byte) (*Change, error) {
 	r := reader{b: wal}
 	d.change = Change{Kind: Skip}
 	kind := r.uint8()
-	if err := d.allowed(kind, &r); err != nil {
-		return nil, err
+	if !d.open && strings.IndexByte(inTransaction, kind) >= 0 {
+		return nil, r.malformed("it stands outside of a transaction")
 	}
 	var err error
 	switch kind {
@@ -125,6 +126,9 @@ func (d *Decoder) Decode(wal []byte) (*Change, error) {
 		err = d.message(&r)
 	case msgUpdate, msgDelete, msgTruncate:
 		d.pos.Index++
+	case msgOrigin:
+	default:
+		err = r.malformed("unknown type in protocol version 1")
 	}
 	if err != nil {
 		return nil, err
@@ -132,31 +136,17 @@ func (d *Decoder) Decode(wal []byte) (*Change, error) {
 	return &d.change, nil
 }
 
-// allowed refuses types that protocol version 1 does not know, and changes
-// outside of a transaction.
-func (d *Decoder) allowed(kind byte, r *reader) error {
-	switch kind {
-	case msgRelation, msgMessage, msgOrigin, msgType:
-		return nil
-	case msgBegin:
-		if d.open {
-			return r.malformed("a transaction begins inside another")
-		}
-		return nil
-	case msgCommit, msgInsert, msgUpdate, msgDelete, msgTruncate:
-		if !d.open {
-			return r.malformed("it stands outside of a transaction")
-		}
-		return nil
-	}
-	return r.malformed("unknown type in protocol version 1")
-}
+// inTransaction are the types that stand between BEGIN and COMMIT only.
+const inTransaction = string(msgCommit) + string(msgInsert) + string(msgUpdate) + string(msgDelete) + string(msgTruncate)
 
 func (d *Decoder) begin(r *reader) error {
 	lsn, micros := LSN(r.uint64()), r.uint64()
 	r.uint32() // xid
 	if err := r.end(); err != nil {
 		return err
+	}
+	if d.open {
+		return r.malformed("a transaction begins inside another")
 	}
 	d.open = true
 	d.pos.CommitLSN, d.pos.Index = lsn, 0

@@ -1,6 +1,7 @@
 package decode
 
 import (
+	"bytes"
 	"encoding/json"
 	"strconv"
 	"strings"
@@ -94,8 +95,8 @@ func (s *scanner) value() []byte {
 		case ' ', '\t', '\n', '\r', ',', ':':
 			s.i++
 			continue
-		default:
-			s.scalar()
+		default: // a number, true, false or null
+			s.i += bytes.IndexAny(s.b[s.i:], " \t\n\r,:}]")
 		}
 		if depth == 0 {
 			return s.b[start:s.i:s.i]
@@ -110,17 +111,6 @@ func (s *scanner) str() {
 		}
 	}
 	s.i++
-}
-
-// scalar steps over a number, true, false or null.
-func (s *scanner) scalar() {
-	for s.i < len(s.b) {
-		switch s.b[s.i] {
-		case ' ', '\t', '\n', '\r', ',', ':', '}', ']':
-			return
-		}
-		s.i++
-	}
 }
 
 // unescape returns the text of a JSON string, quotes included in raw. Text

@@ -38,33 +38,20 @@ func (r *reader) next(n int) []byte {
 	return s
 }
 
-func (r *reader) uint8() byte {
-	if s := r.next(1); s != nil {
-		return s[0]
+// fixed returns the next n bytes, of which there are at most 8, or zeros.
+func (r *reader) fixed(n int) []byte {
+	if s := r.next(n); s != nil {
+		return s
 	}
-	return 0
+	return zeros[:n]
 }
 
-func (r *reader) uint16() uint16 {
-	if s := r.next(2); s != nil {
-		return binary.BigEndian.Uint16(s)
-	}
-	return 0
-}
+var zeros [8]byte
 
-func (r *reader) uint32() uint32 {
-	if s := r.next(4); s != nil {
-		return binary.BigEndian.Uint32(s)
-	}
-	return 0
-}
-
-func (r *reader) uint64() uint64 {
-	if s := r.next(8); s != nil {
-		return binary.BigEndian.Uint64(s)
-	}
-	return 0
-}
+func (r *reader) uint8() byte    { return r.fixed(1)[0] }
+func (r *reader) uint16() uint16 { return binary.BigEndian.Uint16(r.fixed(2)) }
+func (r *reader) uint32() uint32 { return binary.BigEndian.Uint32(r.fixed(4)) }
+func (r *reader) uint64() uint64 { return binary.BigEndian.Uint64(r.fixed(8)) }
 
 // cstring returns the bytes up to the next NUL and steps over it.
 func (r *reader) cstring() []byte {

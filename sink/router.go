@@ -1,7 +1,9 @@
 package sink
 
 import (
+	"bytes"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -113,13 +115,10 @@ func appendPayload(b []byte, ev *decode.Event) ([]byte, error) {
 	if !ev.PayloadHex || ev.Payload == nil {
 		return append(b, ev.Payload...), nil
 	}
-	digits, ok := strings.CutPrefix(string(ev.Payload[:min(2, len(ev.Payload))]), `\x`)
-	if !ok || digits != "" {
-		return b, fmt.Errorf("the bytea payload is not in hex form")
-	}
-	b, err := hex.AppendDecode(b, ev.Payload[2:])
-	if err != nil {
-		return b, fmt.Errorf("the bytea payload is not in hex form")
+	digits, ok := bytes.CutPrefix(ev.Payload, []byte(`\x`))
+	b, err := hex.AppendDecode(b, digits)
+	if !ok || err != nil {
+		return b, errors.New("the bytea payload is not in hex form")
 	}
 	return b, nil
 }
