@@ -18,6 +18,7 @@ import (
 
 	"github.com/walferry/walferry/bridge"
 	"github.com/walferry/walferry/bridge/config"
+	"github.com/walferry/walferry/internal/servers"
 )
 
 // secret is a password that no output may show.
@@ -86,17 +87,6 @@ func (s said) says(parts ...string) said {
 	return s
 }
 
-// closedAddr is an address of this machine that nobody listens on.
-func closedAddr(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
-
 // configFile writes a configuration with these databases, each name@host:port.
 func configFile(t *testing.T, admin string, databases ...string) string {
 	t.Helper()
@@ -107,7 +97,7 @@ func configFile(t *testing.T, admin string, databases ...string) string {
 		fmt.Fprintf(&b, "  - {name: %s, dsn: \"postgres://walferry:%s@%s/shop?sslmode=require\", slot: %s, publication: walferry, outbox: [{table: outbox}]}\n",
 			name, secret, addr, name)
 	}
-	fmt.Fprintf(&b, "kafka: {brokers: %q}\nadmin: {listen: %q}\nlog: {format: json}\n", closedAddr(t), admin)
+	fmt.Fprintf(&b, "kafka: {brokers: %q}\nadmin: {listen: %q}\nlog: {format: json}\n", servers.FreeAddr(t), admin)
 	return write(t, b.String())
 }
 
@@ -121,7 +111,7 @@ func write(t *testing.T, content string) string {
 }
 
 func TestAWrongCommandLine(t *testing.T) {
-	one, two := configFile(t, "", "shop@"+closedAddr(t)), configFile(t, "", "a@"+closedAddr(t), "b@"+closedAddr(t))
+	one, two := configFile(t, "", "shop@"+servers.FreeAddr(t)), configFile(t, "", "a@"+servers.FreeAddr(t), "b@"+servers.FreeAddr(t))
 	for _, test := range []struct {
 		args []string
 		part string
@@ -209,7 +199,7 @@ kafka:
 }
 
 func TestConfigValidate(t *testing.T) {
-	path := configFile(t, "", "a@"+closedAddr(t), "b@"+closedAddr(t))
+	path := configFile(t, "", "a@"+servers.FreeAddr(t), "b@"+servers.FreeAddr(t))
 	s := walferry(t, "config", "validate", "--config", path).exits(0)
 	if want := path + " is valid: 2 database(s)\n"; s.stdout != want || s.stderr != "" {
 		t.Errorf("got %q and %q, want %q", s.stdout, s.stderr, want)
@@ -224,7 +214,7 @@ kafka: {brokers: "kafka.example:9092", sasl: {mechanism: PLAIN, username: walfer
 }
 
 func TestInitPrint(t *testing.T) {
-	path := configFile(t, "", "shop@"+closedAddr(t))
+	path := configFile(t, "", "shop@"+servers.FreeAddr(t))
 	s := walferry(t, "init", "--print", "--config", path).exits(0)
 	order := []string{
 		`CREATE ROLE "walferry" LOGIN REPLICATION`, `GRANT CONNECT ON DATABASE "shop" TO "walferry"`,
@@ -246,7 +236,7 @@ func TestInitPrint(t *testing.T) {
 }
 
 func TestWithoutPostgres(t *testing.T) {
-	addr := closedAddr(t)
+	addr := servers.FreeAddr(t)
 	path := configFile(t, "", "shop@"+addr)
 	walferry(t, "init", "--config", path).exits(1, "walferry: database shop: connect to Postgres: ", addr, "connection refused")
 	s := walferry(t, "status", "--config", path).exits(1, "walferry: 1 of 1 slots are lost or cannot be read")
@@ -268,7 +258,7 @@ func TestTheAdminAddressIsTaken(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	path := configFile(t, l.Addr().String(), "shop@"+closedAddr(t))
+	path := configFile(t, l.Addr().String(), "shop@"+servers.FreeAddr(t))
 	s := walferry(t, "run", "--config", path).exits(1, "walferry: admin.listen: listen tcp "+l.Addr().String(), "address already in use", "another walferry")
 	if strings.Contains(s.stderr, "walferry starts") {
 		t.Errorf("it started all the same:\n%s", s.stderr)
@@ -293,7 +283,7 @@ func TestEveryDatabaseFails(t *testing.T) {
 			conn.Close()
 		}
 	}()
-	path := configFile(t, closedAddr(t), "a@"+l.Addr().String(), "b@"+l.Addr().String())
+	path := configFile(t, servers.FreeAddr(t), "a@"+l.Addr().String(), "b@"+l.Addr().String())
 	s := walferry(t, "run", "--config", path).exits(bridge.Fatal.ExitCode(),
 		"walferry: database a: connect to Postgres: ", "\ndatabase b: connect to Postgres: ", "(hint: ")
 	logged := regexp.MustCompile(`"level":"error","database":"([ab])".*"class":"fatal","hint":"[^"]+".*"message":"stopped"`).FindAllStringSubmatch(s.stderr, -1)
@@ -310,14 +300,14 @@ func TestHealthcheck(t *testing.T) {
 		fmt.Fprintln(w, "what is wrong with "+r.URL.Path)
 	}))
 	defer server.Close()
-	path := configFile(t, server.Listener.Addr().String(), "shop@"+closedAddr(t))
+	path := configFile(t, server.Listener.Addr().String(), "shop@"+servers.FreeAddr(t))
 	if s := walferry(t, "healthcheck", "--config", path).exits(0); s.stdout+s.stderr != "" {
 		t.Errorf("it says %q and %q", s.stdout, s.stderr)
 	}
 	walferry(t, "healthcheck", "--url", server.URL+"/healthz").exits(0)
 	walferry(t, "healthcheck", "--url", server.URL+"/readyz").exits(1, "503 Service Unavailable", "what is wrong with /readyz")
-	walferry(t, "healthcheck", "--url", "http://"+closedAddr(t)+"/healthz").exits(1, "connection refused")
-	walferry(t, "healthcheck", "--config", configFile(t, "", "shop@"+closedAddr(t))).exits(1, "admin.listen is empty")
+	walferry(t, "healthcheck", "--url", "http://"+servers.FreeAddr(t)+"/healthz").exits(1, "connection refused")
+	walferry(t, "healthcheck", "--config", configFile(t, "", "shop@"+servers.FreeAddr(t))).exits(1, "admin.listen is empty")
 }
 
 func TestAdminURL(t *testing.T) {

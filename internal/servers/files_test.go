@@ -1,6 +1,9 @@
 package servers
 
 import (
+	"archive/zip"
+	"bytes"
+	"encoding/base64"
 	"errors"
 	"net"
 	"os"
@@ -10,23 +13,56 @@ import (
 	"testing"
 )
 
+// archive is a .txz of the parts that those of Postgres consist of: an executable, a library that others cannot read, a
+// link to it, a closed directory, and above them directories without an entry of their own. `tar tv` lists it as
+//
+//	-rwxr-xr-x bin/postgres
+//	lrwxrwxrwx lib/libpq.so -> libpq.so.5.17
+//	-rw-r----- lib/libpq.so.5.17
+//	drwx------ share/empty/
+//
+// To unpack a real one takes half a minute under the race detector; every other test uses what was unpacked of those.
+const archive = `
+/Td6WFoAAAFpIt42AgAhARwAAAAQz1jM4Cf/AMVdADEaShsJm84iHsbLRwPoGC75j1TR0bLwgHrZEKMxZfU6+b+Dixfdr7/peWe9
+HQ+ZZLx8idy3+R8Kt/Fy2MHbUvuvk1WViz6bhA1lbbhKfTin/q/YMf5A6StsaCWHFWaxl6WAZHjhtGGuYKMDGf2Pw5mr81tYDXNU
+HaZedS9IzFmHGoTAbAuy/4GBIoK4vwRBb+rirN4iTIFYhT2Zeardg/82+FuaeIPDROcSCjnt50dumYtavERjai13vdKUfgxOOCRk
+qiMAAAAAANkwaN8AAd0BgFAAABdqcNE+MA2LAgAAAAABWVo=`
+
+// newJar writes a jar with the archive in it, as those of Postgres are, and returns its path.
+func newJar(t *testing.T) string {
+	t.Helper()
+	content, err := base64.StdEncoding.DecodeString(archive)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var jar bytes.Buffer
+	files := zip.NewWriter(&jar)
+	for name, content := range map[string][]byte{"META-INF/MANIFEST.MF": []byte("Manifest-Version: 1.0\n"), "postgres.txz": content} {
+		file, err := files.Create(name)
+		if err == nil {
+			_, err = file.Write(content)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	path := filepath.Join(t.TempDir(), "binaries-1.0.jar")
+	if err := errors.Join(files.Close(), os.WriteFile(path, jar.Bytes(), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
 func TestUnpackedIn(t *testing.T) {
-	home, err := fetched()
-	if err != nil {
-		t.Fatal(err)
-	}
-	found, err := jars(filepath.Join(home, "postgres", "17"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	cache := filepath.Join(t.TempDir(), "cache")
+	jar, cache := newJar(t), filepath.Join(t.TempDir(), "cache")
+	defer syscall.Umask(syscall.Umask(0o077)) // which would close everything to the account of Postgres
 
 	// Concurrent calls unpack once and agree.
 	var dirs [4]string
 	var group sync.WaitGroup
 	for i := range dirs {
 		group.Go(func() {
-			dir, err := unpackedIn(cache, found[0], nil)
+			dir, err := unpackedIn(cache, jar, nil)
 			if err != nil {
 				t.Error(err)
 			}
@@ -39,19 +75,26 @@ func TestUnpackedIn(t *testing.T) {
 			t.Errorf("got %s and %s, want the same directory", dirs[0], dir)
 		}
 	}
-	info, err := os.Stat(filepath.Join(dirs[0], "bin", "postgres"))
-	if err != nil {
-		t.Fatal(err)
+	for name, want := range map[string]os.FileMode{
+		"bin/postgres": 0o755, "lib": os.ModeDir | 0o755, "lib/libpq.so.5.17": 0o640, "share/empty": os.ModeDir | 0o755,
+	} {
+		info, err := os.Stat(filepath.Join(dirs[0], name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := info.Mode(); got != want {
+			t.Errorf("mode of %s: got %v, want %v", name, got, want)
+		}
 	}
-	if got, want := info.Mode().Perm(), os.FileMode(0o755); got != want {
-		t.Errorf("mode of bin/postgres: got %v, want %v", got, want)
+	if got, err := os.ReadFile(filepath.Join(dirs[0], "lib", "libpq.so")); string(got) != "x\n" {
+		t.Errorf("lib/libpq.so, a link: got %q, %v, want what it links to", got, err)
 	}
 
 	// A directory that others can write to is not trusted, even with the binaries there.
 	if err := os.Chmod(cache, 0o777); err != nil {
 		t.Fatal(err)
 	}
-	if dir, err := unpackedIn(cache, found[0], nil); err == nil {
+	if dir, err := unpackedIn(cache, jar, nil); err == nil {
 		t.Errorf("unpackedIn a directory that everybody can change: got %s, want an error", dir)
 	}
 }
@@ -148,6 +191,20 @@ func TestHoldPort(t *testing.T) {
 		t.Fatalf("bind to the released port: %v", err)
 	}
 	if err := syscall.Close(fd); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestFreeAddr(t *testing.T) {
+	addr := FreeAddr(t)
+	if conn, err := net.Dial("tcp4", addr); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("dial the free address: got %v, %v, want connection refused", conn, err)
+	}
+	listener, err := net.Listen("tcp4", addr)
+	if err != nil {
+		t.Fatalf("listen on the free address: %v", err)
+	}
+	if err := listener.Close(); err != nil {
 		t.Error(err)
 	}
 }

@@ -90,6 +90,8 @@ func (b *Broker) command(options []string, class string, args ...string) *exec.C
 	all := append([]string{
 		"-Xmx" + strconv.Itoa(b.heapMB) + "m",
 		"-XX:+UseSerialGC", // starts faster than G1 and needs fewer threads
+		// The quick compiler only: most brokers here end before the other one would pay.
+		"-XX:TieredStopAtLevel=1",
 		"-XX:+ExitOnOutOfMemoryError",
 		// Else a killed JVM leaves files in the temporary directory of the system.
 		"-XX:-UsePerfData",

@@ -30,7 +30,8 @@ func startKafka(t *testing.T, nodes int, opts KafkaOptions) *Cluster {
 
 func newClient(t *testing.T, opts ...kgo.Opt) *kgo.Client {
 	t.Helper()
-	client, err := kgo.NewClient(opts...)
+	// By default a client learns of a partition's new leader only seconds after it asked the last time.
+	client, err := kgo.NewClient(append(opts, kgo.MetadataMinAge(100*time.Millisecond))...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +73,15 @@ func createTopic(t *testing.T, seeds []string, topic string, config map[string]*
 }
 
 func TestKafka(t *testing.T) {
-	broker, err := Kafka(t.Context(), KafkaOptions{})
+	t.Parallel()
+	broker, err := Kafka(t.Context(), KafkaOptions{
+		Listeners: map[string]string{"CLIENT": "SASL_PLAINTEXT"},
+		Properties: map[string]string{
+			"authorizer.class.name":                        "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+			"listener.name.client.sasl.enabled.mechanisms": "PLAIN",
+			"listener.name.client.plain.sasl.jaas.config":  `org.apache.kafka.common.security.plain.PlainLoginModule required user_alice="secret";`,
+		},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,6 +94,7 @@ func TestKafka(t *testing.T) {
 	createTopic(t, seeds, "t", nil)
 	roundTrip(t, seeds, "t", "a", "a")
 	checkDefaults(t, seeds)
+	checkAuthorizer(t, broker)
 
 	if err := broker.Kill(); err != nil {
 		t.Fatal(err)
@@ -131,34 +141,32 @@ func checkDefaults(t *testing.T, seeds []string) {
 	}
 }
 
-// A listener with authentication and an authorizer: who has no ACL is refused, while PLAINTEXT stays open.
-func TestKafkaAuthorizer(t *testing.T) {
-	broker := startKafka(t, 1, KafkaOptions{
-		Listeners: map[string]string{"CLIENT": "SASL_PLAINTEXT"},
-		Properties: map[string]string{
-			"authorizer.class.name":                        "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-			"listener.name.client.sasl.enabled.mechanisms": "PLAIN",
-			"listener.name.client.plain.sasl.jaas.config":  `org.apache.kafka.common.security.plain.PlainLoginModule required user_alice="secret";`,
-		},
-	}).Brokers[0]
-	createTopic(t, []string{broker.Addr()}, "t", nil)
+// checkAuthorizer checks a listener with authentication and an authorizer: who has no ACL is refused, while PLAINTEXT
+// stays open.
+func checkAuthorizer(t *testing.T, broker *Broker) {
+	t.Helper()
+	createTopic(t, []string{broker.Addr()}, "guarded", nil)
 	alice := newClient(t, kgo.SeedBrokers(broker.ListenerAddr("CLIENT")), kgo.SASL(plain.Auth{User: "alice", Pass: "secret"}.AsMechanism()))
-	record := func() *kgo.Record { return &kgo.Record{Topic: "t", Value: []byte("a")} }
+	record := func() *kgo.Record { return &kgo.Record{Topic: "guarded", Value: []byte("a")} }
 	if err := alice.ProduceSync(t.Context(), record()).FirstErr(); !errors.Is(err, kerr.TopicAuthorizationFailed) {
 		t.Fatalf("produce without an ACL: got error %v, want %v", err, kerr.TopicAuthorizationFailed)
 	}
 	admin := kadm.NewClient(newClient(t, kgo.SeedBrokers(broker.Addr())))
-	acl := kadm.NewACLs().Topics("t").ResourcePatternType(kadm.ACLPatternLiteral).
+	acl := kadm.NewACLs().Topics("guarded").ResourcePatternType(kadm.ACLPatternLiteral).
 		Operations(kadm.OpWrite, kadm.OpDescribe).Allow("User:alice").AllowHosts()
 	if _, err := admin.CreateACLs(t.Context(), acl); err != nil {
 		t.Fatal(err)
 	}
-	if err := alice.ProduceSync(t.Context(), record()).FirstErr(); err != nil {
+	// The controller has answered; the broker, which decides, learns of it a moment later.
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := until(ctx, func() error { return alice.ProduceSync(ctx, record()).FirstErr() }); err != nil {
 		t.Errorf("produce with an ACL: %v", err)
 	}
 }
 
 func TestKafkaCluster(t *testing.T) {
+	t.Parallel()
 	cluster := startKafka(t, 3, KafkaOptions{})
 	if got, want := len(cluster.Addrs()), 3; got != want {
 		t.Fatalf("got %d addresses, want %d", got, want)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"strconv"
 	"syscall"
+	"testing"
 )
 
 // A port is a TCP port of 127.0.0.1 that is kept for one server, also while the server is down.
@@ -58,3 +59,18 @@ func bindLoopback(port int) (int, error) {
 func (p port) addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(p.number)) }
 
 func (p port) release() error { return p.held.Close() }
+
+// FreeAddr returns host:port of 127.0.0.1 that nobody listens on: a connection to it is refused until the test listens
+// there. Unlike the ports of the servers here it is not held, because other systems than Linux let nobody listen beside
+// the holder.
+func FreeAddr(t testing.TB) string {
+	t.Helper()
+	listener, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := listener.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return listener.Addr().String()
+}

@@ -64,7 +64,10 @@ func wantValue(t *testing.T, pg *PG, query, want string) {
 
 func TestPostgres(t *testing.T) {
 	for _, version := range PostgresVersions() {
-		t.Run(version, func(t *testing.T) { testPostgres(t, version) })
+		t.Run(version, func(t *testing.T) {
+			t.Parallel()
+			testPostgres(t, version)
+		})
 	}
 }
 
@@ -134,6 +137,7 @@ func testKill(t *testing.T, pg *PG) {
 
 // After Kill, too, Close leaves nothing behind.
 func TestPostgresCloseAfterKill(t *testing.T) {
+	t.Parallel()
 	pg, err := Postgres(t.Context(), "17", PostgresOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -163,6 +167,7 @@ func TestPostgresCloseAfterKill(t *testing.T) {
 }
 
 func TestPostgresOptions(t *testing.T) {
+	t.Parallel()
 	pg := startPostgres(t, "18", PostgresOptions{
 		Fsync:    true,
 		Settings: map[string]string{"max_wal_senders": "3", "application_name": `it's a \ name`},
@@ -199,6 +204,7 @@ func TestPostgresOptions(t *testing.T) {
 
 // A server that cannot start says why.
 func TestPostgresFailure(t *testing.T) {
+	t.Parallel()
 	tests := []struct {
 		version string
 		opts    PostgresOptions

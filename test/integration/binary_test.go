@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -15,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/walferry/walferry/internal/servers"
 )
 
 // binary is the path of walferry's binary as users get it: static, without the race
@@ -157,15 +158,7 @@ func writeFile(t *testing.T, content string) string {
 }
 
 // freeAddr returns an address of this machine that nobody listens on.
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
+func freeAddr(t *testing.T) string { t.Helper(); return servers.FreeAddr(t) }
 
 // get returns status and body of a URL of the admin address, 0 while nobody answers.
 func get(t *testing.T, url string) (status int, body string) {

@@ -21,7 +21,6 @@ import (
 	"github.com/walferry/walferry/bridge"
 	"github.com/walferry/walferry/bridge/config"
 	"github.com/walferry/walferry/bridge/setup"
-	"github.com/walferry/walferry/sink"
 )
 
 // patience bounds every wait of these tests; it is for machines under load.
@@ -36,7 +35,7 @@ type world struct {
 	conn   *pgx.Conn
 
 	// How its bridges in this process dial; nil: directly.
-	dialKafka    sink.DialFunc
+	dialKafka    pgconn.DialFunc
 	dialPostgres pgconn.DialFunc
 }
 
@@ -193,20 +192,34 @@ func (s *syncBuffer) String() string {
 // run starts a bridge; until "" runs it until it is stopped.
 func (w *world) run(until string) *running {
 	w.t.Helper()
-	var lsn pglogrepl.LSN
+	return w.start(w.options(until, zerolog.InfoLevel))
+}
+
+// options are those of a bridge of the world that logs from this level on. It ends at until, or for "" when it is
+// stopped.
+func (w *world) options(until string, level zerolog.Level) bridge.Options {
+	w.t.Helper()
+	o := bridge.Options{
+		Database: w.cfg.Databases[0], Kafka: w.cfg.Kafka,
+		Dial: w.dialKafka, DialPostgres: w.dialPostgres,
+		Log:     zerolog.New(nil).Level(level),
+		Metrics: bridge.NewMetrics(prometheus.NewRegistry(), "test", "test"),
+	}
 	if until != "" {
 		var err error
-		if lsn, err = pglogrepl.ParseLSN(until); err != nil {
+		if o.Until, err = pglogrepl.ParseLSN(until); err != nil {
 			w.t.Fatal(err)
 		}
 	}
+	return o
+}
+
+// start runs a bridge with these options until it ends or the test does; its log goes to running.log.
+func (w *world) start(o bridge.Options) *running {
+	w.t.Helper()
 	r := &running{t: w.t, log: &syncBuffer{}, done: make(chan struct{})}
-	r.bridge = bridge.New(bridge.Options{
-		Database: w.cfg.Databases[0], Kafka: w.cfg.Kafka, Until: lsn,
-		Dial: w.dialKafka, DialPostgres: w.dialPostgres,
-		Log:     zerolog.New(r.log).Level(zerolog.InfoLevel),
-		Metrics: bridge.NewMetrics(prometheus.NewRegistry(), "test", "test"),
-	})
+	o.Log = o.Log.Output(r.log)
+	r.bridge = bridge.New(o)
 	ctx, stop := context.WithCancel(context.Background())
 	r.stop = stop
 	go func() {
@@ -217,7 +230,7 @@ func (w *world) run(until string) *running {
 		stop()
 		<-r.done
 		if w.t.Failed() {
-			w.t.Logf("log of the bridge:\n%s", r.log)
+			w.t.Logf("the bridge ended with %v; its log:\n%s", r.err, r.log)
 		}
 	})
 	return r
