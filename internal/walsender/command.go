@@ -101,30 +101,51 @@ func (r Result) messages() []pgproto3.BackendMessage {
 // statement is one statement of a simple query.
 type statement struct{ comment, body string }
 
-var (
-	// lexeme matches one element of SQL; blank ones, space and comments, are in the first group.
-	lexeme     = regexp.MustCompile(`(?s)(--[^\n]*|/\*.*?\*/|\s+)|'[^']*'|"[^"]*"|.`)
-	tagComment = regexp.MustCompile(`/\*\s*walferry:([\w-]+)\s*\*/`)
-)
+var tagComment = regexp.MustCompile(`/\*\s*walferry:([\w-]+)\s*\*/`)
 
 // statements splits a simple query at its semicolons and leaves out what holds nothing but space and comments.
 func statements(sql string) []statement {
 	var out []statement
-	var s statement
-	for _, m := range lexeme.FindAllStringSubmatch(sql+";", -1) {
+	start, body := 0, -1 // of the statement, and of what is not blank in it
+	for i := 0; i < len(sql); {
+		n, blank := lexeme(sql[i:])
 		switch {
-		case m[0] == ";":
-			if s.body != "" {
-				out = append(out, s)
+		case sql[i] == ';':
+			if body >= 0 {
+				out = append(out, statement{sql[start:body], sql[body:i]})
 			}
-			s = statement{}
-		case s.body == "" && m[1] != "":
-			s.comment += m[0]
-		default:
-			s.body += m[0]
+			start, body = i+n, -1
+		case !blank && body < 0:
+			body = i
 		}
+		i += n
+	}
+	if body >= 0 {
+		out = append(out, statement{sql[start:body], sql[body:]})
 	}
 	return out
+}
+
+// lexeme returns the length of the first element of sql, and whether it is space or a comment.
+func lexeme(sql string) (n int, blank bool) {
+	upTo := func(from int, end string) int {
+		if at := strings.Index(sql[from:], end); at >= 0 {
+			return from + at + len(end)
+		}
+		return 1 // it never ends: take it for what it looks like
+	}
+	switch {
+	case strings.HasPrefix(sql, "--"):
+		return max(2, strings.IndexByte(sql+"\n", '\n')), true
+	case strings.HasPrefix(sql, "/*"):
+		n = upTo(2, "*/")
+		return n, n > 1
+	case strings.IndexByte(" \t\r\n\v\f", sql[0]) >= 0:
+		return 1, true
+	case sql[0] == '\'', sql[0] == '"':
+		return upTo(1, sql[:1]), false
+	}
+	return 1, false
 }
 
 // query answers a simple query: all its statements up to the first error.
@@ -245,5 +266,8 @@ func (c *Session) startReplication(arguments string) Result {
 	c.enqueue(&pgproto3.CopyBothResponse{})
 	c.stream = newStream(c, max(start, s.confirmed), options["messages"] == "true")
 	s.holder = c
+	if s.config.OnStream != nil {
+		s.config.OnStream(Streaming{PID: c.pid, Application: c.startup["application_name"], Start: c.stream.start})
+	}
 	return Result{stream: true}
 }

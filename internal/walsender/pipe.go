@@ -22,6 +22,8 @@ type pipe struct {
 	mu   sync.Mutex
 	cond sync.Cond // something below or in an end changed
 	cut  bool      // both ends fail at once; what was on its way is lost
+
+	stalled bool // nothing arrives
 }
 
 // pipeEnd is one end of a pipe, whose lock guards its fields.
@@ -51,6 +53,7 @@ func (e *pipeEnd) Read(b []byte) (int, error) {
 			return 0, err
 		}
 		switch {
+		case e.stalled:
 		case e.in.Len() > 0:
 			n, _ := e.in.Read(b[:min(len(b), e.left)]) // fails only when empty
 			e.left -= n
@@ -73,9 +76,9 @@ func (e *pipeEnd) Write(b []byte) (written int, err error) {
 		}
 		room := min(e.size-e.peer.in.Len(), len(b)-written)
 		switch {
-		case e.peer.closed && e.refused:
+		case e.peer.closed && e.refused && !e.stalled:
 			return written, syscall.EPIPE
-		case e.peer.closed: // as TCP, which learns only by the answer to this write
+		case e.peer.closed && !e.stalled: // as TCP, which learns only by the answer to this write
 			e.refused = true
 			return len(b), nil
 		case room > 0:
@@ -121,6 +124,14 @@ func (e *pipeEnd) cutAfter(n int) {
 	defer e.mu.Unlock()
 	e.left = n
 	e.cut = e.cut || n == 0
+	e.cond.Broadcast()
+}
+
+// stall makes what is sent stay on its way, or lets it arrive.
+func (e *pipeEnd) stall(stalled bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.stalled = stalled
 	e.cond.Broadcast()
 }
 

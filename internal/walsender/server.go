@@ -40,6 +40,8 @@ type Config struct {
 	KeepaliveAfterCommit bool
 	// OnStatusUpdate is called with each status update before the server acts on it, on the goroutine of the session.
 	OnStatusUpdate func(StatusUpdate)
+	// OnStream is called with each stream before it begins, with the server's lock held: it must not call the server.
+	OnStream func(Streaming)
 }
 
 // state is what a client that connects finds.
@@ -71,6 +73,8 @@ type Server struct {
 	confirmed pglogrepl.LSN // confirmed_flush_lsn of the slot
 	holder    *Session      // streams from the slot
 	updates   []StatusUpdate
+	healed    chan struct{} // closed by Heal; nil without a partition
+	stalled   []*pipeEnd    // connections in the partition, ended ones included
 }
 
 // New returns a server that is up.
@@ -106,6 +110,9 @@ func (s *Server) Dial(ctx context.Context, network, addr string) (net.Conn, erro
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
+	if err := s.reach(ctx); err != nil {
+		return nil, err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.state == down {
@@ -117,6 +124,52 @@ func (s *Server) Dial(ctx context.Context, network, addr string) (net.Conn, erro
 	s.live[c] = struct{}{}
 	s.running.Go(c.serve)
 	return client, nil
+}
+
+// reach waits until no partition is between the client and the server.
+func (s *Server) reach(ctx context.Context) error {
+	for {
+		s.mu.Lock()
+		healed := s.healed
+		s.mu.Unlock()
+		if healed == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-healed:
+		}
+	}
+}
+
+// Partition makes the network swallow everything between the server and all clients until Heal: nothing arrives, no
+// connection breaks, and none comes about. What was sent arrives after Heal, as TCP repeats it.
+func (s *Server) Partition() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.healed == nil {
+		s.healed = make(chan struct{})
+	}
+	for c := range s.live {
+		s.stalled = append(s.stalled, c.client)
+		c.client.stall(true)
+	}
+}
+
+// Heal ends Partition.
+func (s *Server) Heal() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.healed == nil {
+		return
+	}
+	close(s.healed)
+	s.healed = nil
+	for _, client := range s.stalled {
+		client.stall(false)
+	}
+	s.stalled = nil
 }
 
 // Close cuts all connections and returns when every goroutine of the server has ended.

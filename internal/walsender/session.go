@@ -60,6 +60,16 @@ func (c *Session) SendKeepalive(walEnd pglogrepl.LSN, replyRequested bool) {
 	c.Send(keepalive(walEnd, replyRequested))
 }
 
+// Keepalive sends a keepalive that tells, as those of a real server, how far it has decoded. It is dropped if the session
+// does not stream.
+func (c *Session) Keepalive(replyRequested bool) {
+	c.server.mu.Lock()
+	defer c.server.mu.Unlock()
+	if c.stream != nil {
+		c.enqueue(c.stream.keepalive(replyRequested))
+	}
+}
+
 // SendNotice sends a WARNING.
 func (c *Session) SendNotice(code, message string) {
 	notice := pgproto3.NoticeResponse(*Error(code, "%s", message))

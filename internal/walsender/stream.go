@@ -16,7 +16,15 @@ type StatusUpdate struct {
 	PID                 uint32 // of the session it came on
 	Write, Flush, Apply pglogrepl.LSN
 	ReplyRequested      bool
-	At                  time.Time // when the server read it
+	At                  time.Time     // when the server read it
+	Sent                pglogrepl.LSN // how far the server had decoded for this session
+}
+
+// Streaming is the beginning of a stream.
+type Streaming struct {
+	PID         uint32
+	Application string        // application_name of the client
+	Start       pglogrepl.LSN // transactions with an earlier commit LSN are skipped
 }
 
 // stream is what a walsender process knows while it streams. The server's lock guards it.
@@ -166,13 +174,20 @@ func (c *Session) standbyMessage(data []byte) {
 		PID: c.pid, Write: lsn(1), Flush: lsn(9), Apply: lsn(17), ReplyRequested: data[33] != 0, At: time.Now(),
 	}
 	s := c.server
-	if s.config.OnStatusUpdate != nil {
-		s.config.OnStatusUpdate(update)
-	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	st := c.stream
 	if st == nil {
+		s.mu.Unlock()
+		return
+	}
+	update.Sent = st.sent
+	if s.config.OnStatusUpdate != nil {
+		s.mu.Unlock()
+		s.config.OnStatusUpdate(update)
+		s.mu.Lock()
+	}
+	defer s.mu.Unlock()
+	if c.stream != st { // it ended meanwhile
 		return
 	}
 	s.updates = append(s.updates, update)

@@ -174,8 +174,8 @@ func TestStatusUpdates(t *testing.T) {
 		}
 		pid := srv.Holder().PID()
 		want := []walsender.StatusUpdate{
-			{PID: pid, Write: walStart + 80, Flush: walStart + 80, Apply: walStart + 80, At: sent},
-			{PID: pid, Write: walStart + 40, Flush: walStart + 40, Apply: walStart + 40, At: sent},
+			{PID: pid, Write: walStart + 80, Flush: walStart + 80, Apply: walStart + 80, At: sent, Sent: walStart},
+			{PID: pid, Write: walStart + 40, Flush: walStart + 40, Apply: walStart + 40, At: sent, Sent: walStart},
 		}
 		if got := srv.Updates(); !slices.Equal(got, want) {
 			t.Errorf("Updates:\n got %+v\nwant %+v", got, want)
