@@ -17,6 +17,7 @@ func instrument(b *Bridge) *prometheus.Registry {
 	registry := prometheus.NewRegistry()
 	b.metrics = NewMetrics(registry, "1.2.3", "abcdef")
 	b.nonTransactional = b.metrics.nonTransactional.WithLabelValues(b.db.Name)
+	b.skipped = b.metrics.skipped.WithLabelValues(b.db.Name)
 	b.commitToAck = b.metrics.commitToAck.WithLabelValues(b.db.Name)
 	b.enter(Starting)
 	return registry

@@ -4,6 +4,7 @@
 package bridge
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -26,10 +27,15 @@ import (
 
 // Options make a Bridge.
 type Options struct {
-	Database config.Database
-	Kafka    config.Kafka
-	Log      zerolog.Logger
-	Metrics  *Metrics
+	Database   config.Database
+	Kafka      config.Kafka
+	Checkpoint config.Checkpoint
+	Log        zerolog.Logger
+	Metrics    *Metrics
+	// AdoptSlot lets the bridge begin where a slot stands that has no checkpoint.
+	AdoptSlot bool
+	// AcceptGap lets it go on, once, behind a gap.
+	AcceptGap bool
 	// Until, if not 0, ends Run as soon as everything up to it is confirmed.
 	Until replication.LSN
 	// Dial and DialPostgres, if not nil, open the connections to brokers and to Postgres;
@@ -40,10 +46,12 @@ type Options struct {
 
 // Bridge carries the events of one database.
 type Bridge struct {
+	options          Options
 	db               config.Database
 	log              zerolog.Logger
 	metrics          *Metrics
 	nonTransactional prometheus.Counter
+	skipped          prometheus.Counter
 	commitToAck      prometheus.Observer
 	until            replication.LSN
 	replication      replication.Config              // without Conn, which is read anew for each session
@@ -91,9 +99,10 @@ func Explain(database string, err error) error {
 func New(o Options) *Bridge {
 	db := o.Database
 	b := &Bridge{
-		db: db, metrics: o.Metrics, until: o.Until,
+		options: o, db: db, metrics: o.Metrics, until: o.Until,
 		log:              o.Log.With().Str("database", db.Name).Str("slot", db.Slot).Logger(),
 		nonTransactional: o.Metrics.nonTransactional.WithLabelValues(db.Name),
+		skipped:          o.Metrics.skipped.WithLabelValues(db.Name),
 		commitToAck:      o.Metrics.commitToAck.WithLabelValues(db.Name),
 		replication:      replication.Config{Slot: db.Slot, Publication: db.Publication},
 		decode:           decode.Config{Prefix: db.Messages.Prefix},
@@ -104,7 +113,7 @@ func New(o Options) *Bridge {
 		b.decode.Tables = append(b.decode.Tables, table)
 		b.replication.Tables = append(b.replication.Tables, Published(table))
 	}
-	b.openSink = b.sinkOpener(o)
+	b.openSink = b.sinkOpener()
 	b.connConfig = func() (*pgx.ConnConfig, error) {
 		cfg, err := db.ConnConfig()
 		if err == nil && o.DialPostgres != nil {
@@ -186,9 +195,17 @@ func (b *Bridge) session(stop context.Context) (confirmed bool, err error) {
 	opening, cancel := context.WithTimeout(stop, openTimeout)
 	defer cancel()
 	if err := s.open(opening); err != nil {
+		if errors.Is(err, replication.ErrNoSlot) {
+			err = cmp.Or(b.missingSlot(opening), err)
+		}
 		return false, err
 	}
 	defer s.stream.Close(ctx)
+	defer func() {
+		if s.store != nil {
+			s.store.Close()
+		}
+	}()
 	b.confirmed.Store(uint64(s.stream.Start)) // Postgres may have forgotten what we told it
 	err = s.run(ctx, stop)
 	return b.confirmed.Load() > uint64(s.stream.Start), err
@@ -225,10 +242,10 @@ func (s *session) open(ctx context.Context) error {
 	dec.Timeline = func(l decode.LSN) uint32 { return s.stream.Timelines.Of(replication.LSN(l)) }
 	s.decoder = decode.NewDecoder(dec)
 	s.inflight = replication.NewInflight(s.stream.Start, replication.Hooks{Failed: s.fail, Finished: s.finished})
-	s.feedback = &replication.Feedback{Stream: s.stream, Confirmable: s.inflight.Flushed, Tick: s.tick}
+	s.feedback = &replication.Feedback{Stream: s.stream, Confirmable: s.confirmable, Tick: s.tick}
 	s.watch = &replication.Watch{
 		Conn: sql, Server: s.stream.Server, Slot: s.db.Slot, Publication: s.db.Publication, Tables: s.replication.Tables,
-		Every: watchEvery, Grace: s.db.ShutdownGrace, Report: s.slot,
+		Membership: s.stream.Publication.Membership, Every: watchEvery, Grace: s.db.ShutdownGrace, Report: s.look, Lost: s.hurry,
 	}
 	return nil
 }

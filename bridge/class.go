@@ -16,6 +16,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/walferry/walferry/checkpoint"
 	"github.com/walferry/walferry/decode"
 	"github.com/walferry/walferry/replication"
 	"github.com/walferry/walferry/sink"
@@ -30,6 +31,7 @@ const (
 	Standby Class = "standby"   // somebody else holds the slot: wait for it
 	Poison  Class = "poison"    // an event that can never be published: stop before it
 	Lost    Class = "slot_lost" // the server has thrown the slot's WAL away: stop
+	Gap     Class = "gap"       // events may exist that were not published: stop
 	Fatal   Class = "fatal"     // somebody has to do something first: stop
 )
 
@@ -41,6 +43,8 @@ func (c Class) ExitCode() int {
 		return 65
 	case Lost:
 		return 66
+	case Gap:
+		return 67
 	}
 	return 1
 }
@@ -62,26 +66,42 @@ func classify(err error) verdict {
 	return verdict{Fatal, "walferry does not know this error and will not guess; report it unless its text says what to do"}
 }
 
+// wayOut is of every event that can never be published.
+const wayOut = "`walferry poison show` says how to move it out of the way"
+
 type rule func(error) (verdict, bool)
 
 // rules is the one table of errors, most specific first.
 var rules = []rule{
 	as(func(e *decode.ContractError) verdict {
-		return verdict{Poison, "correct the table, or what writes such events; until the transaction is dealt with nothing behind it is published"}
+		return verdict{Poison, "correct the table, or what writes such events; until then nothing behind it is published; " + wayOut}
 	}),
 	as(func(e *sink.PoisonError) verdict {
-		return verdict{Poison, "see kafka.max_record and outbox.topic; until the event is dealt with nothing behind it is published"}
+		return verdict{Poison, "see kafka.max_record and outbox.topic; until then nothing behind it is published; " + wayOut}
 	}),
 	as(func(e *replication.SlotLostError) verdict {
 		return verdict{Lost, "events between the last confirmed LSN and now are not in WAL any more: publish them from the outbox table, then drop the slot and run `walferry init`; raise max_slot_wal_keep_size"}
 	}),
+	as(func(e *replication.GapError) verdict {
+		return verdict{Gap, "publish from the outbox table what is missing behind that position, then: `walferry run --accept-gap`, or, if the slot is gone, `walferry init --accept-gap`"}
+	}),
+	as(func(e *NoCheckpointError) verdict {
+		return verdict{Fatal, "a new slot: drop it and run `walferry init`; a slot that walferry has used, or whose events are known to be published: `walferry run --adopt-slot`, once; checkpoint.topic: \"\" does without"}
+	}),
+	as(func(e *checkpoint.TopicError) verdict { return verdict{Fatal, e.Hint} }),
+	as(func(e *checkpoint.FencedError) verdict { return verdict{Retry, ""} }), // the next session finds out who has the slot
+	as(func(e *checkpoint.CorruptError) verdict {
+		return verdict{Fatal, "find out who wrote it; if what was published is known: delete the topic, then `walferry run --adopt-slot`"}
+	}),
+	as(func(e *DeadLetterError) verdict { return verdict{Fatal, e.Hint} }),
 	as(func(e *replication.PreconditionError) verdict { return verdict{Fatal, e.Hint} }),
 	is(Fatal, "run `walferry init`; events before the slot exists are not published", replication.ErrNoSlot),
 	as(func(e *decode.MalformedError) verdict { return malformed }),
 	as(func(e *replication.MalformedError) verdict { return malformed }),
 	as(missingTopic),
 	is(Retry, "", replication.ErrStreamEnded, replication.ErrSilent, replication.ErrServerShutdown, replication.ErrInRecovery,
-		replication.ErrOtherServer, pgconn.ErrReadOnlyConnection, pgconn.ErrStandbyConnection), // target_session_attrs: a failover is under way
+		replication.ErrOtherServer, pgconn.ErrConnClosed, // all that pgx may leave of a connection that broke in an answer
+		pgconn.ErrReadOnlyConnection, pgconn.ErrStandbyConnection), // target_session_attrs: a failover is under way
 	as(func(e *pgconn.PgError) verdict { return sqlState(e.Code) }),
 	published,
 	is(Fatal, "grant the client WRITE, DESCRIBE and, for kafka.topics.create, CREATE on the topic, and IDEMPOTENT_WRITE on clusters before 2.8",
@@ -164,9 +184,9 @@ func published(err error) (verdict, bool) {
 	switch {
 	case !ok:
 	case isAny(err, kerr.MessageTooLarge, kerr.RecordListTooLarge):
-		return verdict{Poison, "raise max.message.bytes of the topic, or lower kafka.max_record so that such events are found before they are sent"}, true
+		return verdict{Poison, "raise max.message.bytes of the topic, or lower kafka.max_record so that such events are found before they are sent; " + wayOut}, true
 	case isAny(err, kerr.InvalidRecord, kerr.InvalidTopicException, kerr.InvalidTimestamp):
-		return verdict{Poison, "the brokers refuse this record: see the topic's configuration"}, true
+		return verdict{Poison, "the brokers refuse this record: see the topic's configuration; " + wayOut}, true
 	case isAny(err, kerr.UnknownTopicOrPartition, kerr.UnknownTopicID, // the next session looks whether it has vanished
 		kerr.OutOfOrderSequenceNumber, kerr.UnknownProducerID, kerr.InvalidProducerEpoch, kerr.ProducerFenced,
 		kerr.SaslAuthenticationFailed, // the next session reads the secret anew

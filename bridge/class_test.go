@@ -22,6 +22,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/walferry/walferry/checkpoint"
 	"github.com/walferry/walferry/decode"
 	"github.com/walferry/walferry/replication"
 	"github.com/walferry/walferry/sink"
@@ -74,6 +75,13 @@ func TestErrorsOfTheRooms(t *testing.T) {
 		{"a standby", replication.ErrInRecovery, Retry, ""},
 		{"no host is read-write", fmt.Errorf("connect: %w", pgconn.ErrReadOnlyConnection), Retry, ""},
 		{"no host is primary", fmt.Errorf("connect: %w", pgconn.ErrStandbyConnection), Retry, ""},
+		{"SQL led elsewhere", fmt.Errorf("slot: %w", replication.ErrOtherServer), Retry, ""},
+		{"a connection that broke in an answer", fmt.Errorf("read slot: %w", pgconn.ErrConnClosed), Retry, ""},
+		{"a gap", &replication.GapError{Slot: "s", From: 1, To: 2}, Gap, "--accept-gap"},
+		{"no checkpoint", &NoCheckpointError{"t", "k"}, Fatal, "--adopt-slot"},
+		{"a topic that keeps no checkpoints", &checkpoint.TopicError{Topic: "t", Hint: "alter it"}, Fatal, "alter it"},
+		{"a checkpoint that nobody can read", &checkpoint.CorruptError{Reason: "x"}, Fatal, "who wrote it"},
+		{"fenced", &checkpoint.FencedError{Topic: "t", Err: kerr.ProducerFenced}, Retry, ""},
 		{"a missing topic", &sink.MissingTopicError{Topic: "orders"}, Fatal, "--create --topic orders"},
 		{"a topic that has vanished", &sink.MissingTopicError{Topic: "orders", Vanished: true}, Fatal, "find out who deleted it"},
 		{"anything else", errors.New("new to us"), Fatal, unknownHint},

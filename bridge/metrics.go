@@ -16,7 +16,9 @@ type Metrics struct {
 	restartLag, confirmedLag    *prometheus.GaugeVec
 	walStatus, state            *prometheus.GaugeVec
 	restarts                    *prometheus.CounterVec
-	nonTransactional            *prometheus.CounterVec
+	nonTransactional, skipped   *prometheus.CounterVec
+	checkpoint                  *prometheus.GaugeVec
+	deadLetters                 *prometheus.CounterVec
 }
 
 // NewMetrics registers the metrics with reg.
@@ -52,6 +54,9 @@ func NewMetrics(reg prometheus.Registerer, version, commit string) *Metrics {
 		walStatus:        gauge("slot_wal_status", "1 for the slot's present wal_status.", "database", "status"),
 		state:            gauge("state", "1 for the bridge's present state.", "database", "state"),
 		restarts:         counter("session_restarts_total", "Sessions that ended with an error, by its class.", "database", "class"),
+		skipped:          counter("events_skipped_total", "Events that Postgres sent again and the checkpoint says are published.", "database"),
+		deadLetters:      counter("dead_letters_total", "Events that were passed over, for they are dead letters.", "database"),
+		checkpoint:       gauge("checkpoint_timestamp_seconds", "When the last checkpoint was written, Unix time.", "database"),
 		nonTransactional: counter("messages_ignored_total", "Logical messages with the outbox prefix that are not transactional and so not events.", "database"),
 	}
 }

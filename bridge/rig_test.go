@@ -3,6 +3,7 @@ package bridge
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"strings"
@@ -32,13 +33,16 @@ type rig struct {
 	pg            *walsender.Server
 	kafka         *kfake.Cluster
 	network       *kfake.VirtualNetwork
+	options       Options
 	bridge        *Bridge
 	log           *logBuffer
 	stop          context.CancelFunc
 	ended         chan error
 	seen          lsns
 	senderTimeout time.Duration
+	republished   atomic.Int64
 	muted         atomic.Bool // what Postgres sends never arrives
+	cut           atomic.Bool // the bridge reaches nobody any more
 	noKafka       atomic.Bool // connections to brokers never come about
 }
 
@@ -137,18 +141,22 @@ kafka:
 	t.Cleanup(r.pg.Close)
 	r.senderTimeout = senderTimeout
 	r.answerSQL()
-	r.bridge = New(Options{
+	r.options = Options{
 		Database: cfg.Databases[0], Kafka: cfg.Kafka, Dial: r.dialKafka,
 		Log: zerolog.New(r.log).Level(zerolog.DebugLevel), Metrics: NewMetrics(prometheus.NewRegistry(), "test", "test"),
 		DialPostgres: func(ctx context.Context, network, addr string) (net.Conn, error) {
 			conn, err := r.pg.Dial(ctx, network, addr)
 			return muteConn{conn, &r.muted}, err
 		},
-	})
+	}
+	r.bridge = New(r.options)
 	return r
 }
 
 func (r *rig) dialKafka(ctx context.Context, network, addr string) (net.Conn, error) {
+	if r.cut.Load() {
+		return nil, errors.New("cut off")
+	}
 	if r.noKafka.Load() {
 		<-ctx.Done()
 		return nil, ctx.Err()
@@ -162,7 +170,7 @@ func (r *rig) answerSQL() {
 		r.pg.Handle(tag, func(string) walsender.Result { return walsender.Answer(values...) })
 	}
 	r.server(1)
-	row("publication", true, true)
+	row("publication", "16390/700", true, true)
 	row("holder", "pid 1 application somebody")
 	r.table("r", "{}")
 	r.slot("reserved", "")
@@ -178,15 +186,18 @@ func (r *rig) server(timeline int) {
 // table has the server answer what it says of the outbox table, from now on.
 func (r *rig) table(kind string, published walsender.JSON) {
 	r.pg.Handle("table", func(string) walsender.Result {
-		return walsender.Answer(outboxRelation.ID, kind, "p", walsender.JSON(`["id","aggregatetype","aggregateid","type","payload"]`), published)
+		return walsender.Answer(outboxRelation.ID, kind, "p", walsender.JSON(`["id","aggregatetype","aggregateid","type","payload"]`), published, r.membership())
 	})
 }
+
+// membership is the publication's row of the outbox table, which republish replaces.
+func (r *rig) membership() string { return fmt.Sprintf("16410/%d", 700+r.republished.Load()) }
 
 // slot has the server answer what it says of the slot, from now on.
 func (r *rig) slot(walStatus, invalidation string) {
 	r.pg.Handle("slot", func(string) walsender.Result {
 		at := r.pg.Confirmed()
-		return walsender.Answer("pgoutput", "logical", "shop", false, "", at, at, walStatus, -1, invalidation, false, r.pg.WALEnd())
+		return walsender.Answer("pgoutput", "logical", "shop", false, "", at, at, walStatus, -1, invalidation, false, r.pg.WALEnd(), "100:100:", r.pg.WALEnd())
 	})
 }
 

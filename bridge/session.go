@@ -5,8 +5,10 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/walferry/walferry/checkpoint"
 	"github.com/walferry/walferry/decode"
 	"github.com/walferry/walferry/replication"
 	"github.com/walferry/walferry/sink"
@@ -23,8 +25,13 @@ type session struct {
 	inflight *replication.Inflight
 	feedback *replication.Feedback
 	watch    *replication.Watch
+	store    *checkpoint.Store // nil without checkpoints, as keeper
+	keeper   atomic.Pointer[checkpoint.Keeper]
 
-	fail context.CancelCauseFunc // ends the session at once
+	resumed replication.Progress     // what earlier sessions have published; it comes again and is skipped
+	dead    map[decode.Position]bool // events that are dead letters and are passed over, nil if there are none
+	note    *PoisonNote              // of the event that an earlier session halted before, nil if there is none
+	fail    context.CancelCauseFunc  // ends the session at once
 
 	lastAcknowledged uint64 // tick's
 }
@@ -55,12 +62,18 @@ func (s *session) pump(ctx, stop context.Context) error {
 		}
 		c, err := s.decoder.Decode(m.Data)
 		if err != nil {
+			if s.passesOver(err) {
+				continue
+			}
 			return err
 		}
 		switch c.Kind {
 		case decode.Begin:
 			s.inflight.Begin(replication.LSN(c.CommitLSN), c.CommitTime)
 		case decode.Row, decode.Message:
+			if s.passes(&c.Event.Position) {
+				continue
+			}
 			done, err := s.inflight.Add(ctx, c.Event.Position.Index)
 			if err != nil {
 				return err
@@ -83,7 +96,19 @@ func (s *session) pump(ctx, stop context.Context) error {
 // before Kafka is asked for anything, so that Postgres never waits for Kafka. The order at
 // the end: pump, Kafka and its client, Feedback and Watch, the last status update, stream.
 func (s *session) run(ctx, stop context.Context) error {
-	beside, end := context.WithCancel(ctx)
+	end := s.beside(ctx)
+	defer context.AfterFunc(ctx, s.stream.Interrupt)()
+	defer context.AfterFunc(stop, s.stream.Interrupt)()
+	defer context.AfterFunc(stop, func() { s.drainWithin(ctx) })()
+
+	err := s.publish(ctx, stop)
+	end()
+	return s.confirm(ctx, err)
+}
+
+// beside runs Feedback and Watch until the function that it returns is called, which waits for them.
+func (s *session) beside(ctx context.Context) (end func()) {
+	beside, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	for _, f := range []func(context.Context) error{s.feedback.Run, s.watch.Run} {
 		wg.Go(func() {
@@ -92,14 +117,10 @@ func (s *session) run(ctx, stop context.Context) error {
 			}
 		})
 	}
-	defer context.AfterFunc(ctx, s.stream.Interrupt)()
-	defer context.AfterFunc(stop, s.stream.Interrupt)()
-	defer context.AfterFunc(stop, func() { s.drainWithin(ctx) })()
-
-	err := s.publish(ctx, stop)
-	end()
-	wg.Wait()
-	return s.confirm(ctx, err)
+	return func() {
+		cancel()
+		wg.Wait()
+	}
 }
 
 // publish runs the pump with a sink, and waits for the last acknowledgements when it has
@@ -108,11 +129,18 @@ func (s *session) publish(ctx, stop context.Context) error {
 	opening, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(stop, cancel)()
-	var err error
-	if s.sink, err = s.openSink(opening); err != nil {
+	err := s.resume(opening)
+	if err == nil {
+		err = s.recallPoison(opening)
+	}
+	if err == nil {
+		s.sink, err = s.openSink(opening)
+	}
+	if err != nil {
 		return cmp.Or(context.Cause(ctx), stop.Err(), err)
 	}
 	defer s.sink.Close()
+	defer s.keepCheckpoints(ctx)()
 	s.enter(Streaming)
 	s.log.Info().Stringer("confirmed_lsn", s.stream.Start).Str("system_id", s.stream.Server.SystemID).
 		Int("server_version", s.stream.Server.Version).Msg("streaming")
@@ -125,6 +153,7 @@ func (s *session) publish(ctx, stop context.Context) error {
 		return err
 	}
 	s.enter(Draining)
+	s.hurry()
 	if err != nil {
 		s.drainWithin(ctx) // after a stop it runs already
 	}
@@ -142,22 +171,27 @@ func (s *session) drainWithin(ctx context.Context) {
 	context.AfterFunc(ctx, func() { timer.Stop() })
 }
 
-// confirm tells Postgres for the last time what is acknowledged, if the stream may still
-// be whole, and waits until Postgres has noted it.
+// confirm writes the last checkpoint, tells Postgres for the last time what is acknowledged,
+// and, if the stream may still be whole, waits until Postgres has noted it.
 func (s *session) confirm(ctx context.Context, err error) error {
+	timeout := confirmTimeout
+	if ctx.Err() != nil {
+		timeout = hasty
+	}
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
+	defer cancel()
+	confirmErr := s.lastCheckpoint(last)
+	s.notePoison(last, err)
 	drained := err == nil
 	if !drained && !errors.Is(err, errDrainTimeout) && classify(err).class != Poison {
 		_ = s.feedback.Final() // a courtesy to consumers: what Postgres does not hear is sent again
 		return err
 	}
-	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), confirmTimeout)
-	defer cancel()
-	confirmErr := s.feedback.Final()
-	if confirmErr == nil {
-		confirmErr = s.awaitConfirmed(last)
+	if finalErr := s.feedback.Final(); confirmErr == nil {
+		confirmErr = cmp.Or(finalErr, s.awaitConfirmed(last))
 	}
 	if confirmErr != nil || !drained {
-		s.log.Warn().AnErr("cause", confirmErr).Stringer("confirmed_lsn", s.inflight.Flushed()).
+		s.log.Warn().AnErr("cause", confirmErr).Stringer("confirmed_lsn", s.confirmable()).
 			Int64("unacknowledged_events", s.inflight.Pending()).Bool("open_transaction", s.inflight.Open()).
 			Msg("events behind the confirmed LSN may be delivered a second time by the next session")
 	}
@@ -184,7 +218,7 @@ func (s *session) awaitConfirmed(ctx context.Context) error {
 	defer retry.Stop()
 	for {
 		slot, err := replication.ReadSlot(ctx, conn, s.db.Slot)
-		if err != nil || slot.ConfirmedFlush >= s.inflight.Flushed() {
+		if err != nil || slot.ConfirmedFlush >= s.confirmable() {
 			return err
 		}
 		select {

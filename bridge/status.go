@@ -3,6 +3,7 @@ package bridge
 import (
 	"time"
 
+	"github.com/walferry/walferry/checkpoint"
 	"github.com/walferry/walferry/replication"
 )
 
@@ -19,9 +20,10 @@ const (
 	Stopped   State = "stopped"   // as asked
 	Failed    State = "failed"    // until somebody does something
 	SlotLost  State = "slot_lost" // for good
+	InGap     State = "gap"       // events may be missing: until somebody decides
 )
 
-var states = []State{Starting, Waiting, OnStandby, Streaming, Draining, Stopped, Failed, SlotLost}
+var states = []State{Starting, Waiting, OnStandby, Streaming, Draining, Stopped, Failed, SlotLost, InGap}
 
 // Status is a bridge's state for people and probes. Its JSON is the admin API's.
 type Status struct {
@@ -35,7 +37,8 @@ type Status struct {
 
 	Sessions     int       `json:"sessions"` // since the process started
 	Inflight     int64     `json:"in_flight_events"`
-	ConfirmedLSN string    `json:"confirmed_lsn"`          // as we told Postgres
+	ConfirmedLSN string    `json:"confirmed_lsn"` // as we told Postgres
+	Checkpoint   string    `json:"checkpoint_lsn,omitempty"`
 	LastProgress time.Time `json:"last_progress,omitzero"` // when nothing was in flight, or Kafka acknowledged something
 	LastEvent    time.Time `json:"last_event"`             // zero: none since the process started
 	LastError    string    `json:"last_error,omitempty"`
@@ -113,9 +116,20 @@ func (s *session) tick(confirmed replication.LSN) {
 	}
 	s.status.Inflight = inflight
 	s.mu.Unlock()
+	if s.until != 0 && s.inflight.Flushed() >= s.until {
+		s.hurry()
+	}
 	if s.until != 0 && confirmed >= s.until {
 		s.reached()
 	}
+}
+
+// checkpointed takes a checkpoint that was written.
+func (b *Bridge) checkpointed(c *checkpoint.Checkpoint) {
+	b.metrics.checkpoint.WithLabelValues(b.db.Name).Set(float64(c.Time.Unix()))
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.status.Checkpoint = c.Pos.String()
 }
 
 // finished takes a transaction whose events are all acknowledged.
@@ -125,12 +139,15 @@ func (b *Bridge) finished(commit time.Time) {
 	b.commitToAck.Observe(max(0, time.Since(commit).Seconds()))
 }
 
-// slot takes Watch's look at the slot.
-func (b *Bridge) slot(slot *replication.Slot) {
-	b.metrics.slot(b.db.Name, slot)
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.status.WALStatus, b.status.RestartLag, b.status.ConfirmedLag = slot.WALStatus, slot.RestartLag(), slot.ConfirmedLag()
+// look takes Watch's look at the slot.
+func (s *session) look(slot *replication.Slot) {
+	if k := s.keeper.Load(); k != nil {
+		k.Observe(slot)
+	}
+	s.metrics.slot(s.db.Name, slot)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.status.WALStatus, s.status.RestartLag, s.status.ConfirmedLag = slot.WALStatus, slot.RestartLag(), slot.ConfirmedLag()
 }
 
 // standby says, once for each holder, that the slot is taken.
@@ -167,8 +184,11 @@ func (b *Bridge) failed(v verdict, err error) {
 	b.log.Error().Err(err).Str("class", string(v.class)).Str("hint", v.hint).Msg("stopped")
 	b.status.LastError, b.status.LastErrorAt = err.Error(), time.Now()
 	state := Failed
-	if v.class == Lost {
+	switch v.class {
+	case Lost:
 		state = SlotLost
+	case Gap:
+		state = InGap
 	}
 	b.enterLocked(state)
 }

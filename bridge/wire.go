@@ -35,14 +35,14 @@ func Published(t decode.Table) replication.Table {
 	return r
 }
 
-// sinkOpener returns a function that opens a sink with the secrets as they are then.
-func (b *Bridge) sinkOpener(o Options) func(context.Context) (*sink.Kafka, error) {
-	k := o.Kafka
+// sinkConfig is that of a sink, without how to reach the brokers.
+func (b *Bridge) sinkConfig() sink.Config {
+	o, k := b.options, b.options.Kafka
 	cfg := sink.Config{
 		Compression: compression(k.Compression), Linger: k.Linger,
 		MaxBuffered: int(k.MaxBuffered), MaxRecord: int(k.MaxRecord),
 		CreateTopics: k.Topics.Create, PositionHeader: k.PositionHeader,
-		Topics: &sink.Topics{},
+		Topics: &sink.Topics{}, Reserved: []string{o.Checkpoint.Topic, k.DeadLetterTopic},
 		Created: func(topic string) {
 			b.log.Info().Str("topic", topic).Msg("created a missing topic with the broker's defaults")
 		},
@@ -51,6 +51,12 @@ func (b *Bridge) sinkOpener(o Options) func(context.Context) (*sink.Kafka, error
 		cfg.Routes = append(cfg.Routes, sink.Route{Topic: t.Topic, TypeHeader: t.TypeHeader})
 	}
 	cfg.Routes = append(cfg.Routes, sink.Route{Topic: o.Database.Messages.Topic, TypeHeader: o.Database.Messages.TypeHeader})
+	return cfg
+}
+
+// sinkOpener returns a function that opens a sink with the secrets as they are then.
+func (b *Bridge) sinkOpener() func(context.Context) (*sink.Kafka, error) {
+	o, k, cfg := b.options, b.options.Kafka, b.sinkConfig()
 	return func(ctx context.Context) (*sink.Kafka, error) {
 		cfg := cfg
 		var err error

@@ -53,12 +53,16 @@ type Event struct {
 
 // ContractError is a row or message that is not an outbox event although it
 // should be: it is poison, it can never be published as it stands.
-// It carries names and coordinates, never values.
+// Its text has names and coordinates, never values.
 type ContractError struct {
 	Position Position
 	Where    string // outbox table or message prefix
 	Column   string // column or JSON member, may be empty
 	Reason   string
+	ID       string // of the event, empty if it cannot be read
+	// Definition says that the table's definition is at fault, as it came before any row:
+	// there is no one event that could be left out.
+	Definition bool
 }
 
 func (e *ContractError) Error() string {
@@ -100,8 +104,9 @@ func NewDecoder(cfg Config) *Decoder {
 	return &Decoder{cfg: cfg, relations: map[uint32]*relation{}, domains: map[uint32]bool{}, pos: Position{SystemID: cfg.SystemID}}
 }
 
-// Decode reads one pgoutput message. Its errors are *MalformedError and
-// *ContractError; after either the Decoder must not be used again.
+// Decode reads one pgoutput message. Its errors are *MalformedError and *ContractError. After a
+// ContractError of one event, without Definition, the next message may follow, for the event
+// has been counted; after any other error the Decoder must not be used again.
 func (d *Decoder) Decode(wal []byte) (*Change, error) {
 	r := reader{b: wal}
 	d.change = Change{Kind: Skip}
@@ -201,7 +206,9 @@ func (d *Decoder) insert(r *reader) error {
 func (d *Decoder) event(kind Kind, source int, values *[roleCount][]byte, hex bool) error {
 	for _, is := range [...]role{roleID, roleAggregateType, roleAggregateID} {
 		if values[is] == nil {
-			return d.contract(source, d.columns(source).name(is), "is NULL or missing")
+			err := d.contract(source, d.columns(source).name(is), "is NULL or missing")
+			err.ID = string(values[roleID])
+			return err
 		}
 	}
 	d.change.Kind = kind
@@ -271,12 +278,27 @@ func (d *Decoder) columns(source int) *Columns {
 	return &DefaultColumns
 }
 
-func (d *Decoder) contract(source int, column, reason string) error {
-	where := "logical message " + d.cfg.Prefix
-	if source < len(d.cfg.Tables) {
-		where = d.cfg.Tables[source].Schema + "." + d.cfg.Tables[source].Name
+func (d *Decoder) contract(source int, column, reason string) *ContractError {
+	return &ContractError{Position: d.pos, Where: d.cfg.Where(source), Column: column, Reason: reason}
+}
+
+// Where names the outbox table or the message prefix that an Event.Source stands for.
+func (c *Config) Where(source int) string {
+	if source < len(c.Tables) {
+		return c.Tables[source].Schema + "." + c.Tables[source].Name
 	}
-	return &ContractError{Position: d.pos, Where: where, Column: column, Reason: reason}
+	return "logical message " + c.Prefix
+}
+
+// ColumnNames returns the names of the columns of the outbox row that Decode has just read from
+// wal, in the order of its values; nil for any other message.
+func (d *Decoder) ColumnNames(wal []byte) []string {
+	if r := (reader{b: wal}); r.uint8() == msgInsert {
+		if rel := d.relations[r.uint32()]; rel != nil {
+			return rel.names
+		}
+	}
+	return nil
 }
 
 // pgEpoch is Postgres' zero time, 2000-01-01 UTC, in microseconds since Unix'.

@@ -368,3 +368,39 @@ func BenchmarkDecodeRow(b *testing.B) {
 		_, _ = d.Decode(m)
 	}
 }
+
+// A bridge goes on behind an event that was moved out of the way: it is counted like any other.
+func TestDecodingGoesOnBehindABrokenContract(t *testing.T) {
+	d := begun(t)
+	good := row(outboxOID, "id-1", "order", "x", "42", "T", "{}")
+	for i, bad := range [][]byte{
+		row(outboxOID, "id-x", "order", "x", "NULL", "T", "{}"), message("secret"), message(`{"id":"id-x","aggregatetype":["order"]}`), message(`{}`),
+	} {
+		_, err := d.Decode(bad)
+		broken, ok := errors.AsType[*decode.ContractError](err)
+		if want := uint64(2 * i); !ok || broken.Definition || broken.Position.Index != want {
+			t.Fatalf("event %d: %v (%+v), want a ContractError of index %d", i, err, broken, want)
+		}
+		if i == 0 && broken.ID != "id-x" || strings.Contains(err.Error(), "id-x") {
+			t.Errorf("id %q in %v", broken.ID, err)
+		}
+		if c := feed(t, d, good); c.Event.Position.Index != broken.Position.Index+1 || string(c.Event.ID) != "id-1" {
+			t.Errorf("behind it: %+v", c.Event)
+		}
+	}
+}
+
+func TestColumnNames(t *testing.T) {
+	d := begun(t)
+	if _, err := d.Decode(row(outboxOID, "NULL", "order", "x", "42", "T", "{}")); err == nil {
+		t.Error("a NULL id is an event")
+	}
+	if got := strings.Join(d.ColumnNames(row(outboxOID)), " "); got != "id aggregatetype extra aggregateid type payload" {
+		t.Errorf("got %s", got)
+	}
+	for _, other := range [][]byte{nil, {'I'}, message("{}"), row(otherOID, "1"), row(4711, "1")} {
+		if got := d.ColumnNames(other); got != nil {
+			t.Errorf("%q: got %s", other, got)
+		}
+	}
+}

@@ -41,6 +41,13 @@ func FuzzDecode(f *testing.F) {
 	} {
 		f.Add(m)
 	}
+	for _, capture := range captures(f) {
+		for _, m := range capture.messages {
+			if len(m) < 2<<10 { // larger ones only make the fuzzer slow
+				f.Add(m)
+			}
+		}
+	}
 	f.Fuzz(func(t *testing.T, input []byte) {
 		d := newDecoder()
 		if len(input) == 0 || input[0] != 'B' {

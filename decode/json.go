@@ -10,7 +10,8 @@ import (
 )
 
 // readJSON returns the values, by role, of the JSON object in a logical message, whose
-// members are DefaultColumns. Of two members of one name the last counts, as in jsonb.
+// members are DefaultColumns. Of two members of one name the last counts, as in jsonb, but
+// each has to be fit.
 // A string is its unescaped text; of the payload anything else is its raw bytes.
 func (d *Decoder) readJSON(content []byte) (values [roleCount][]byte, err error) {
 	source := len(d.cfg.Tables)

@@ -1,6 +1,11 @@
 package decode
 
-import "strconv"
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+)
 
 // LSN is a byte position in the WAL. It is only ever received from the server
 // and compared, never computed: an LSN with arithmetic on it confirms things
@@ -57,3 +62,20 @@ func (p Position) AppendText(b []byte) []byte {
 }
 
 func (p Position) String() string { return string(p.AppendText(nil)) }
+
+// ParsePosition reads what Position.AppendText writes, in exactly that form.
+func ParsePosition(text string) (Position, error) {
+	parts := strings.Split(text, "/")
+	if len(parts) == 5 {
+		_, err0 := strconv.ParseUint(parts[0], 10, 64)
+		timeline, err1 := strconv.ParseUint(parts[1], 10, 32)
+		high, err2 := strconv.ParseUint(parts[2], 16, 32)
+		low, err3 := strconv.ParseUint(parts[3], 16, 32)
+		index, err4 := strconv.ParseUint(parts[4], 10, 64)
+		p := Position{parts[0], uint32(timeline), LSN(high<<32 | low), index}
+		if errors.Join(err0, err1, err2, err3, err4) == nil && p.String() == text {
+			return p, nil
+		}
+	}
+	return Position{}, fmt.Errorf("%q is not a position such as 7312345678901234567/1/0/15A1DB3/0", text)
+}

@@ -55,10 +55,11 @@ type Table struct {
 // a row needs. It lives as long as the connection: Postgres sends it again, before
 // the next row, whenever the table's definition has changed.
 type relation struct {
-	source  int    // index of the outbox table in Config.Tables, -1: not an outbox
-	roles   []role // by column
-	missing string // a mapped column that the table lacks; rows cannot be read without it
-	bytea   bool   // the payload column's type is bytea, or a domain over it
+	source  int      // index of the outbox table in Config.Tables, -1: not an outbox
+	roles   []role   // by column
+	names   []string // of the columns, for people
+	missing string   // a mapped column that the table lacks; rows cannot be read without it
+	bytea   bool     // the payload column's type is bytea, or a domain over it
 }
 
 const oidBytea = 17
@@ -77,8 +78,10 @@ func (d *Decoder) readRelation(r *reader) error {
 	rel := &relation{source: d.source(oid, schema, name)}
 	if old := d.relations[oid]; old != nil && old.source >= 0 && old.source != rel.source {
 		was := d.cfg.Tables[old.source]
-		return d.contract(old.source, "", fmt.Sprintf(
+		err := d.contract(old.source, "", fmt.Sprintf(
 			"table %s.%s was renamed to %s.%s while it is configured as an outbox", was.Schema, was.Name, schema, name))
+		err.Definition = true
+		return err
 	}
 	seen := [roleCount]bool{roleNone: true}
 	for range columns {
@@ -92,7 +95,7 @@ func (d *Decoder) readRelation(r *reader) error {
 			continue
 		}
 		is := d.cfg.Tables[rel.source].Columns.role(column)
-		rel.roles = append(rel.roles, is)
+		rel.roles, rel.names = append(rel.roles, is), append(rel.names, string(column))
 		rel.bytea = rel.bytea || is == rolePayload && (typeOID == oidBytea || d.domains[typeOID])
 		seen[is] = true
 	}

@@ -62,6 +62,11 @@ type Progress struct {
 	Index           uint64 // see decode.Position
 }
 
+// Covers reports whether p has passed an event of the transaction that commits at commit.
+func (p Progress) Covers(commit LSN, index uint64) bool {
+	return commit < p.Flushed || commit == p.Commit && index < p.Index
+}
+
 const (
 	// windowMax bounds the runs in the window. Kafka's own bounds count only what is not
 	// acknowledged: behind one stuck event any number of finished runs may wait.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -98,15 +99,38 @@ var (
 
 // Publication is what the server says of a publication that is as it must be.
 type Publication struct {
-	OIDs []uint32 // of the tables, in their order: rows written before a table was renamed carry its OID
+	OIDs       []uint32 // of the tables, in their order: rows written before a table was renamed carry its OID
+	Membership Membership
+}
+
+// Membership tells two states of a publication apart, also when it was changed and changed
+// back: by the OIDs and the xmin of its rows in the catalog. Its keys are publicationKey and
+// the tables.
+type Membership map[string]string
+
+const publicationKey = "publication"
+
+// Changed says what differs in now, "" if nothing does. A table that is in only one of them was
+// taken into the configuration, or out of it.
+func (m Membership) Changed(now Membership) string {
+	if row, ok := now[publicationKey]; ok && row != m[publicationKey] {
+		return "the publication was recreated or altered"
+	}
+	for _, key := range slices.Sorted(maps.Keys(m)) {
+		if row, ok := now[key]; ok && row != m[key] {
+			return "table " + key + " was taken out of the publication and put back, or what is published of it was altered"
+		}
+	}
+	return ""
 }
 
 // CheckPublication makes sure that every insert into every table, with all columns
 // asked for, is published under the table's own name.
 func CheckPublication(ctx context.Context, conn *pgx.Conn, name string, tables []Table) (*Publication, error) {
+	var row string
 	var inserts, viaRoot bool
-	err := conn.QueryRow(ctx, `/* walferry:publication */ select pubinsert, pubviaroot
-		from pg_catalog.pg_publication where pubname = $1`, name).Scan(&inserts, &viaRoot)
+	err := conn.QueryRow(ctx, `/* walferry:publication */ select concat_ws('/', oid, xmin), pubinsert, pubviaroot
+		from pg_catalog.pg_publication where pubname = $1`, name).Scan(&row, &inserts, &viaRoot)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		return nil, refuse("run `walferry init`, or create the publication and, after it, a new slot: a slot older than its publication cannot decode what lies between",
@@ -116,55 +140,60 @@ func CheckPublication(ctx context.Context, conn *pgx.Conn, name string, tables [
 	case !inserts:
 		return nil, refuse("ALTER PUBLICATION "+quote(name)+" SET (publish = 'insert')", "publication %q does not publish inserts", name)
 	}
-	p := &Publication{OIDs: make([]uint32, len(tables))}
-	for i, t := range tables {
-		if p.OIDs[i], err = checkTable(ctx, conn, name, viaRoot, t); err != nil {
+	p := &Publication{Membership: Membership{publicationKey: row}}
+	for _, t := range tables {
+		if err := p.add(ctx, conn, name, viaRoot, t); err != nil {
 			return nil, err
 		}
 	}
 	return p, nil
 }
 
-// checkTable returns the table's OID.
-func checkTable(ctx context.Context, conn *pgx.Conn, publication string, viaRoot bool, t Table) (oid uint32, err error) {
-	var kind, persistence string
+// add checks one table.
+func (p *Publication) add(ctx context.Context, conn *pgx.Conn, name string, viaRoot bool, t Table) error {
+	var oid uint32
+	var kind, persistence, row string
 	var columns []string
-	var p *published
+	var pub *published
 	// to_jsonb, because attnames and rowfilter do not exist before Postgres 15
-	err = conn.QueryRow(ctx, `/* walferry:table */ select c.oid, c.relkind::text, c.relpersistence::text,
+	err := conn.QueryRow(ctx, `/* walferry:table */ select c.oid, c.relkind::text, c.relpersistence::text,
 		(select json_agg(attname) from pg_catalog.pg_attribute where attrelid = c.oid and attnum > 0 and not attisdropped),
 		(select to_jsonb(p) from pg_catalog.pg_publication_tables p
-			where p.pubname = $1 and p.schemaname = n.nspname and p.tablename = c.relname)
+			where p.pubname = $1 and p.schemaname = n.nspname and p.tablename = c.relname),
+		coalesce((select concat_ws('/', r.oid, r.xmin) from pg_catalog.pg_publication_rel r
+			join pg_catalog.pg_publication p on p.oid = r.prpubid where p.pubname = $1 and r.prrelid = c.oid), c.oid::text)
 		from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-		where n.nspname = $2 and c.relname = $3`, publication, t.Schema, t.Name).
-		Scan(&oid, &kind, &persistence, &columns, &p)
-	pub := quote(publication)
+		where n.nspname = $2 and c.relname = $3`, name, t.Schema, t.Name).
+		Scan(&oid, &kind, &persistence, &columns, &pub, &row)
+	quoted := quote(name)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
-		return 0, refuse("run `walferry init`, or correct outbox.table", "table %s does not exist", t)
+		return refuse("run `walferry init`, or correct outbox.table", "table %s does not exist", t)
 	case err != nil:
-		return 0, fmt.Errorf("read table %s: %w", t, err)
+		return fmt.Errorf("read table %s: %w", t, err)
 	case kind == "p" && !viaRoot:
-		return 0, refuse("ALTER PUBLICATION "+pub+" SET (publish_via_partition_root = true)",
-			"publication %q would publish the partitions of %s under their own names", publication, t)
+		return refuse("ALTER PUBLICATION "+quoted+" SET (publish_via_partition_root = true)",
+			"publication %q would publish the partitions of %s under their own names", name, t)
 	case persistence == "u":
-		return 0, refuse(fmt.Sprintf("ALTER TABLE %s SET LOGGED", t), "table %s is unlogged, its rows are not in the WAL", t)
-	case p == nil:
-		return 0, refuse(fmt.Sprintf("ALTER PUBLICATION %s ADD TABLE %s; rows inserted before are not published by it", pub, t),
-			"publication %q does not contain table %s", publication, t)
-	case p.RowFilter != nil:
-		return 0, refuse("take the WHERE off the table: ALTER PUBLICATION … SET TABLE",
-			"publication %q filters the rows of %s, what it leaves out would be lost", publication, t)
+		return refuse(fmt.Sprintf("ALTER TABLE %s SET LOGGED", t), "table %s is unlogged, its rows are not in the WAL", t)
+	case pub == nil:
+		return refuse(fmt.Sprintf("ALTER PUBLICATION %s ADD TABLE %s; rows inserted before are not published by it", quoted, t),
+			"publication %q does not contain table %s", name, t)
+	case pub.RowFilter != nil:
+		return refuse("take the WHERE off the table: ALTER PUBLICATION … SET TABLE",
+			"publication %q filters the rows of %s, what it leaves out would be lost", name, t)
 	}
 	for _, c := range t.Columns {
 		if !slices.Contains(columns, c) {
-			return 0, refuse("map the roles to the table's columns with outbox.columns; it has: "+strings.Join(columns, ", "), "table %s has no column %q", t, c)
+			return refuse("map the roles to the table's columns with outbox.columns; it has: "+strings.Join(columns, ", "), "table %s has no column %q", t, c)
 		}
-		if p.AttNames != nil && !slices.Contains(p.AttNames, c) {
-			return 0, refuse("take the column list off the table: ALTER PUBLICATION … SET TABLE", "publication %q leaves out column %q of %s", publication, c, t)
+		if pub.AttNames != nil && !slices.Contains(pub.AttNames, c) {
+			return refuse("take the column list off the table: ALTER PUBLICATION … SET TABLE", "publication %q leaves out column %q of %s", name, c, t)
 		}
 	}
-	return oid, nil
+	p.OIDs = append(p.OIDs, oid)
+	p.Membership[t.Schema+"."+t.Name] = row
+	return nil
 }
 
 // published is a row of pg_publication_tables.

@@ -20,6 +20,9 @@ type Slot struct {
 	SafeWALSize        int64  // bytes that can be written before it may be lost, -1: no limit
 	InvalidationReason string // Postgres 16 and later
 	ServerLSN          LSN    // end of WAL when this was read
+	// Snapshot is a pg_current_snapshot(): all that it sees commits before SnapshotLSN. Empty on a standby.
+	Snapshot    string
+	SnapshotLSN LSN
 
 	plugin, kind, database string
 	twoPhase               bool
@@ -50,6 +53,23 @@ func (e *SlotLostError) Error() string {
 	return fmt.Sprintf("slot %q is lost (%s): the server has removed WAL that was not confirmed", e.Slot, e.Reason)
 }
 
+// GapError says that events may exist that were not published and will not be.
+type GapError struct {
+	Slot   string
+	Reason string
+	// From is the last position that is known to be published. To is where the slot stands, 0
+	// if that says nothing.
+	From, To LSN
+}
+
+func (e *GapError) Error() string {
+	where := fmt.Sprintf("behind %s", e.From)
+	if e.To != 0 {
+		where = fmt.Sprintf("between %s and %s", e.From, e.To)
+	}
+	return fmt.Sprintf("slot %q: events %s may not have been published: %s", e.Slot, where, e.Reason)
+}
+
 // ReadSlot reads the slot's state. It fails with ErrNoSlot when there is none.
 func ReadSlot(ctx context.Context, conn *pgx.Conn, name string) (*Slot, error) {
 	s := Slot{Name: name}
@@ -59,10 +79,12 @@ func ReadSlot(ctx context.Context, conn *pgx.Conn, name string) (*Slot, error) {
 		coalesce(wal_status, ''), coalesce(safe_wal_size, -1),
 		coalesce(to_jsonb(s)->>'invalidation_reason', case when to_jsonb(s)->>'conflicting' = 'true' then 'conflict' else '' end),
 		coalesce((to_jsonb(s)->>'two_phase')::bool, false),
-		case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end
+		case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end,
+		case when pg_is_in_recovery() then '' else pg_current_snapshot()::text end,
+		case when pg_is_in_recovery() then '0/0' else pg_current_wal_insert_lsn() end
 		from pg_catalog.pg_replication_slots s where slot_name = $1`, name).
 		Scan(&s.plugin, &s.kind, &s.database, &s.Active, &s.ActivePID, &s.RestartLSN, &s.ConfirmedFlush,
-			&s.WALStatus, &s.SafeWALSize, &s.InvalidationReason, &s.twoPhase, &s.ServerLSN)
+			&s.WALStatus, &s.SafeWALSize, &s.InvalidationReason, &s.twoPhase, &s.ServerLSN, &s.Snapshot, &s.SnapshotLSN)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, fmt.Errorf("slot %q: %w", name, ErrNoSlot)
 	}

@@ -130,7 +130,7 @@ func (s *Stream) start(ctx context.Context, cfg Config, sql *pgx.Conn) error {
 		if err != nil {
 			return fmt.Errorf("read the history of timeline %d: %w", id.Timeline, err)
 		}
-		if s.Timelines, err = parseTimelines(s.Server.Timeline, string(history.Content)); err != nil {
+		if s.Timelines, err = ParseTimelines(s.Server.Timeline, string(history.Content)); err != nil {
 			return err
 		}
 	}

@@ -3,6 +3,7 @@ package replication
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 
@@ -31,10 +32,24 @@ func (t Timelines) Of(lsn LSN) uint32 {
 	return t.current
 }
 
-// parseTimelines reads a timeline history file: per line a timeline that was left,
+// Current returns the present timeline.
+func (t Timelines) Current() uint32 { return t.current }
+
+// End returns the LSN at which the timeline was left, the highest there is for the present
+// one. It reports false for a timeline that the server has never been on.
+func (t Timelines) End(id uint32) (LSN, bool) {
+	for _, p := range t.past {
+		if p.id == id {
+			return p.end, true
+		}
+	}
+	return math.MaxUint64, id == t.current
+}
+
+// ParseTimelines reads a timeline history file: per line a timeline that was left,
 // the LSN at which it was left, and a reason
 // (src/backend/access/transam/timeline.c, readTimeLineHistory).
-func parseTimelines(current uint32, history string) (Timelines, error) {
+func ParseTimelines(current uint32, history string) (Timelines, error) {
 	t := Timelines{current: current}
 	for line := range strings.Lines(history) {
 		line, _, _ = strings.Cut(line, "#")

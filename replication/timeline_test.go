@@ -3,7 +3,7 @@ package replication
 import "testing"
 
 func TestTimelinesOf(t *testing.T) {
-	tl, err := parseTimelines(3, "1\t0/5000000\tno recovery target specified\n\n# a comment\n2\t0/7000028\tbefore 2026-01-01 00:00:00+00\n")
+	tl, err := ParseTimelines(3, "1\t0/5000000\tno recovery target specified\n\n# a comment\n2\t0/7000028\tbefore 2026-01-01 00:00:00+00\n")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -24,7 +24,7 @@ func TestTimelinesOf(t *testing.T) {
 
 func TestParseTimelinesRefusesNonsense(t *testing.T) {
 	for _, history := range []string{"1", "x\t0/1\t", "1\tnot-an-lsn\t", "-1\t0/1\t"} {
-		if _, err := parseTimelines(2, history); err == nil {
+		if _, err := ParseTimelines(2, history); err == nil {
 			t.Errorf("%q was accepted", history)
 		}
 	}

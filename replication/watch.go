@@ -20,12 +20,15 @@ type Watch struct {
 	Slot        string
 	Publication string
 	Tables      []Table
+	Membership  Membership // that the session began with
 	// Every is the interval between two looks at the slot.
 	Every time.Duration
 	// Grace is how long a shutdown may wait for us.
 	Grace time.Duration
 	// Report is called with the slot's state after each look.
 	Report func(*Slot)
+	// Lost is called when the connection has ended: the server may be shutting down.
+	Lost func()
 }
 
 // ErrServerShutdown is a server that has waited for us as long as we let it.
@@ -36,7 +39,7 @@ const lookTimeout = 5 * time.Second
 
 // Run watches until ctx is done. It fails with ErrServerShutdown once the server has
 // refused ordinary connections for Grace, and with a *PreconditionError when the
-// publication no longer publishes what it must.
+// publication no longer publishes what it must, or a *GapError when it did not for a while.
 func (w *Watch) Run(ctx context.Context) error {
 	defer func() {
 		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
@@ -46,6 +49,7 @@ func (w *Watch) Run(ctx context.Context) error {
 	for {
 		err := w.look(ctx)
 		if w.Conn.IsClosed() && ctx.Err() == nil {
+			w.Lost()
 			err = w.reopen(ctx)
 		}
 		if ctx.Err() != nil {
@@ -64,15 +68,30 @@ func (w *Watch) look(ctx context.Context) error {
 	slot, err := ReadSlot(soon, w.Conn, w.Slot)
 	if err == nil {
 		w.Report(slot)
-		_, err = CheckPublication(soon, w.Conn, w.Publication, w.Tables)
+		err = w.checkPublication(soon, slot)
 	}
 	cancel()
 	if _, ok := errors.AsType[*PreconditionError](err); ok {
 		return err
 	}
+	if _, ok := errors.AsType[*GapError](err); ok {
+		return err
+	}
 	due, cancel := context.WithTimeout(ctx, w.Every)
 	defer cancel()
 	_, _ = w.Conn.WaitForNotification(due) // there are none; it ends with due, or with the connection
+	return nil
+}
+
+// checkPublication fails also when the publication was changed and changed back since the last look.
+func (w *Watch) checkPublication(ctx context.Context, slot *Slot) error {
+	p, err := CheckPublication(ctx, w.Conn, w.Publication, w.Tables)
+	if err != nil {
+		return err
+	}
+	if changed := w.Membership.Changed(p.Membership); changed != "" {
+		return &GapError{w.Slot, changed, slot.ConfirmedFlush, 0}
+	}
 	return nil
 }
 

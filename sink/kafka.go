@@ -1,6 +1,7 @@
 package sink
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -21,9 +22,10 @@ type Config struct {
 	MaxBuffered    int // of all records that are not acknowledged; Publish blocks at it
 	MaxRecord      int // of one record's key, value and header values
 	CreateTopics   bool
-	Routes         []Route // by decode.Event.Source
-	PositionHeader string  // empty: none
-	Topics         *Topics // shared by the sinks that follow one another
+	Routes         []Route  // by decode.Event.Source
+	PositionHeader string   // empty: none
+	Reserved       []string // topics that no event may go to
+	Topics         *Topics  // shared by the sinks that follow one another
 	// Created, if not nil, is called with each topic that the sink had to create.
 	Created func(topic string)
 	// Observe, if not nil, is called for every acknowledged record, serially. It must be quick.
@@ -35,6 +37,7 @@ type Config struct {
 type Kafka struct {
 	cfg    Config
 	client *kgo.Client
+	stop   context.CancelFunc // ends whatever the client is doing
 	router router
 	ready  map[string]bool // topics that this sink has seen to exist
 
@@ -49,6 +52,7 @@ type record struct {
 	headers  [3]kgo.RecordHeader
 	bytes    []byte // key, value and header values
 	position decode.Position
+	source   int
 	since    time.Time
 	done     func(error)
 	promise  func(*kgo.Record, error) // bound to this record once
@@ -61,6 +65,8 @@ const keepBytes = 64 << 10
 // PublishError is a record that the brokers, or the client in their stead, did not take.
 type PublishError struct {
 	Position decode.Position
+	Source   int    // as decode.Event.Source
+	ID       string // of the event; it is not part of the text
 	Topic    string
 	Err      error
 }
@@ -76,7 +82,9 @@ const connectTimeout = 15 * time.Second
 
 // Open connects and makes sure that the brokers let us produce idempotently.
 func Open(ctx context.Context, cfg Config) (*Kafka, error) {
+	alive, stop := context.WithCancel(context.WithoutCancel(ctx))
 	client, err := kgo.NewClient(append(slices.Clone(cfg.Client),
+		kgo.WithContext(alive),
 		kgo.RequiredAcks(kgo.AllISRAcks()),                   // idempotent as well, by default
 		kgo.RecordPartitioner(kgo.StickyKeyPartitioner(nil)), // murmur2 of the key, as Kafka's Java client
 		kgo.ProducerBatchCompression(cfg.Compression),
@@ -90,15 +98,16 @@ func Open(ctx context.Context, cfg Config) (*Kafka, error) {
 		kgo.StopProducerOnDataLossDetected(),
 	)...)
 	if err != nil {
+		stop()
 		return nil, fmt.Errorf("configure the Kafka client: %w", err)
 	}
 	k := &Kafka{
-		cfg: cfg, client: client, ready: map[string]bool{},
-		router: newRouter(cfg.Routes, cfg.PositionHeader, cfg.MaxRecord),
+		cfg: cfg, client: client, stop: stop, ready: map[string]bool{},
+		router: newRouter(cfg),
 	}
 	k.records.New = func() any { return k.newRecord() }
 	if err := k.connect(ctx); err != nil {
-		client.Close()
+		k.Close()
 		return nil, fmt.Errorf("connect to Kafka: %w", err)
 	}
 	return k, nil
@@ -113,11 +122,15 @@ const (
 	batchOverhead = 1 << 10
 )
 
+// connect waits for the brokers until ctx ends. A broker that accepts connections and says
+// nothing holds up Ping whatever its context says: the client asks for the broker's versions
+// under its own context (kgo's broker.go, requestAPIVersions).
 func (k *Kafka) connect(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
+	defer context.AfterFunc(ctx, k.stop)()
 	if err := k.client.Ping(ctx); err != nil {
-		return err
+		return cmp.Or(context.Cause(ctx), err)
 	}
 	_, _, err := k.client.ProducerID(ctx)
 	return err
@@ -159,7 +172,7 @@ func (k *Kafka) Publish(ctx context.Context, ev *decode.Event, done func(error))
 // finish is the promise of every record; kgo calls it serially.
 func (k *Kafka) finish(r *record, err error) {
 	if err != nil {
-		failure := &PublishError{r.position, r.Topic, err}
+		failure := &PublishError{r.position, r.source, string(r.headers[0].Value), r.Topic, err}
 		k.failed.CompareAndSwap(nil, failure)
 		r.done(failure)
 		return // and leave the record to the collector: nothing of a failed client is reused
@@ -187,4 +200,7 @@ func (k *Kafka) Flush(ctx context.Context) error {
 }
 
 // Close drops what is not acknowledged; done is called for it, with an error.
-func (k *Kafka) Close() { k.client.Close() }
+func (k *Kafka) Close() {
+	k.stop()
+	k.client.Close()
+}

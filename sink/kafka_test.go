@@ -169,6 +169,9 @@ func TestPublishLatchesOnTheFirstFailure(t *testing.T) {
 	if !errors.Is(err, kerr.TopicAuthorizationFailed) || !strings.Contains(err.Error(), "7000/1/0/15A1DB3/2") || !strings.Contains(err.Error(), "outbox.event.order") {
 		t.Errorf("done got %v, want the broker's error with position and topic", err)
 	}
+	if e, ok := errors.AsType[*PublishError](err); !ok || e.ID != "id-1" || e.Source != orderEvent().Source || strings.Contains(err.Error(), e.ID) {
+		t.Errorf("%v (%+v) does not hold which event it is, or shows its id", err, e)
+	}
 	if err := publish(func(error) { t.Error("an event behind the failed one was published") }); !errors.Is(err, kerr.TopicAuthorizationFailed) {
 		t.Errorf("the next Publish: %v", err)
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -26,8 +27,14 @@ const topicPlaceholder = "{aggregatetype}"
 // PoisonError is an event that cannot become a Kafka record, now or ever.
 type PoisonError struct {
 	Position decode.Position
+	Source   int    // as decode.Event.Source
+	ID       string // of the event; it is not part of the text
 	Topic    string // may be empty
 	Reason   string
+}
+
+func poison(ev *decode.Event, topic, reason string) *PoisonError {
+	return &PoisonError{ev.Position, ev.Source, string(ev.ID), topic, reason}
 }
 
 func (e *PoisonError) Error() string {
@@ -42,15 +49,23 @@ type router struct {
 	routes         []Route // by decode.Event.Source
 	positionHeader string
 	maxRecord      int
+	reserved       []string
 	topics         []map[string]string // by source: aggregate type → topic, so that no name is built twice
 }
 
-func newRouter(routes []Route, positionHeader string, maxRecord int) router {
-	topics := make([]map[string]string, len(routes))
+func newRouter(cfg Config) router {
+	topics := make([]map[string]string, len(cfg.Routes))
 	for i := range topics {
 		topics[i] = map[string]string{}
 	}
-	return router{routes: routes, positionHeader: positionHeader, maxRecord: maxRecord, topics: topics}
+	return router{routes: cfg.Routes, positionHeader: cfg.PositionHeader, maxRecord: cfg.MaxRecord, reserved: cfg.Reserved, topics: topics}
+}
+
+// Check reports whether ev can be published as far as that can be known without the brokers: its
+// errors are *PoisonError.
+func Check(cfg Config, ev *decode.Event) error {
+	rt := newRouter(cfg)
+	return rt.fill(&record{}, ev)
 }
 
 // fill makes r the record of ev. It makes the one copy of the event's bytes; r
@@ -62,15 +77,15 @@ func (rt *router) fill(r *record, ev *decode.Event) error {
 	}
 	// Checked before anything is copied or sent: the brokers' refusal would come too late, for
 	// by then later records of the partition may be on their way (docs/adr/0006).
-	if size := recordSize(ev); size > rt.maxRecord {
-		return &PoisonError{ev.Position, topic, fmt.Sprintf("the record has %d bytes, kafka.max_record allows %d", size, rt.maxRecord)}
+	if size := rt.recordSize(ev); size > rt.maxRecord {
+		return poison(ev, topic, fmt.Sprintf("the record has %d bytes, kafka.max_record allows %d", size, rt.maxRecord))
 	}
-	r.position = ev.Position
+	r.position, r.source = ev.Position, ev.Source
 	b := r.bytes[:0]
 	b = append(b, ev.AggregateID...)
 	key := len(b)
 	if b, err = appendPayload(b, ev); err != nil {
-		return &PoisonError{ev.Position, topic, err.Error()}
+		return poison(ev, topic, err.Error())
 	}
 	value := len(b)
 	b = append(b, ev.ID...)
@@ -101,12 +116,15 @@ func (rt *router) fill(r *record, ev *decode.Event) error {
 }
 
 // recordSize returns the bytes of key, value and the headers that the event brings.
-func recordSize(ev *decode.Event) int {
-	payload := len(ev.Payload)
-	if ev.PayloadHex {
-		payload /= 2
+func (rt *router) recordSize(ev *decode.Event) int {
+	size := len(ev.AggregateID) + len(ev.Payload) + len(ev.ID)
+	if ev.PayloadHex && ev.Payload != nil {
+		size += (len(ev.Payload)-len(`\x`))/2 - len(ev.Payload)
 	}
-	return len(ev.AggregateID) + payload + len(ev.ID) + len(ev.Type)
+	if rt.routes[ev.Source].TypeHeader != "" {
+		size += len(ev.Type)
+	}
+	return size
 }
 
 // appendPayload appends the record's value: of a bytea its bytes, of any other type
@@ -134,9 +152,13 @@ func (rt *router) topic(ev *decode.Event) (string, error) {
 		return name, nil
 	}
 	name := strings.ReplaceAll(template, topicPlaceholder, string(ev.AggregateType))
-	if reason := illegalTopic(name); reason != "" {
+	reason := illegalTopic(name)
+	if reason == "" && slices.Contains(rt.reserved, name) {
+		reason = "it is a topic for walferry alone, checkpoint.topic or kafka.dead_letter_topic"
+	}
+	if reason != "" {
 		// The name is not shown: it holds data.
-		return "", &PoisonError{ev.Position, "", "its aggregate type does not make a legal topic name: " + reason}
+		return "", poison(ev, "", "its aggregate type does not make a legal topic name: "+reason)
 	}
 	rt.topics[ev.Source][string(ev.AggregateType)] = name
 	return name, nil

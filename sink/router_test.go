@@ -17,10 +17,13 @@ func orderEvent() *decode.Event {
 }
 
 func testRouter() router {
-	return newRouter([]Route{
-		{Topic: "outbox.event.{aggregatetype}"},
-		{Topic: "constant", TypeHeader: "eventType"},
-	}, "walferry-position", 1000)
+	return newRouter(Config{
+		Routes: []Route{
+			{Topic: "outbox.event.{aggregatetype}"},
+			{Topic: "constant", TypeHeader: "eventType"},
+		},
+		PositionHeader: "walferry-position", MaxRecord: 1000, Reserved: []string{"outbox.event.checkpoints", "outbox.event.dead"},
+	})
 }
 
 func headersOf(r *record) map[string]string {
@@ -29,6 +32,36 @@ func headersOf(r *record) map[string]string {
 		h[header.Key] = string(header.Value)
 	}
 	return h
+}
+
+// kafka.max_record is exact: a hex digit is half a byte, and a type without a header is none.
+func TestTheLargestRecordPasses(t *testing.T) {
+	rt, r := testRouter(), &record{}
+	ev := orderEvent()
+	room := rt.maxRecord - len(ev.AggregateID) - len(ev.ID)
+	for name, payload := range map[string]string{"text": strings.Repeat("x", room), "bytea": `\x` + strings.Repeat("00", room)} {
+		ev.Payload, ev.PayloadHex = []byte(payload), name == "bytea"
+		if err := rt.fill(r, ev); err != nil || len(r.Key)+len(r.Value)+len(ev.ID) != rt.maxRecord {
+			t.Errorf("%s: %v", name, err)
+		}
+		ev.Payload = append(ev.Payload, "00"...)
+		if err := rt.fill(r, ev); err == nil {
+			t.Errorf("%s: a record that is larger passes", name)
+		}
+	}
+}
+
+// The topic's name comes out of a row: nobody may write checkpoints that way.
+func TestNoEventGoesToTheReservedTopic(t *testing.T) {
+	rt, r := testRouter(), &record{}
+	ev := orderEvent()
+	for _, name := range []string{"checkpoints", "dead"} {
+		ev.AggregateType = []byte(name)
+		err := rt.fill(r, ev)
+		if e, ok := errors.AsType[*PoisonError](err); !ok || !strings.Contains(err.Error(), "for walferry alone") || e.ID != "id-1" || e.Source != ev.Source {
+			t.Errorf("%s: %v (%+v), want a PoisonError", name, err, e)
+		}
+	}
 }
 
 func TestFillMakesDebeziumsRecord(t *testing.T) {

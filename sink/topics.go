@@ -9,6 +9,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
@@ -36,7 +37,7 @@ const topicTimeout = 15 * time.Second
 func (k *Kafka) ensureTopic(ctx context.Context, topic string) error {
 	ctx, cancel := context.WithTimeout(ctx, topicTimeout)
 	defer cancel()
-	exists, err := k.exists(ctx, topic)
+	exists, err := TopicExists(ctx, k.client, topic)
 	if err != nil {
 		return fmt.Errorf("look up topic %q: %w", topic, err)
 	}
@@ -54,19 +55,30 @@ func (k *Kafka) createTopic(ctx context.Context, topic string) error {
 	if _, vanished := k.cfg.Topics.used.Load(topic); vanished || !k.cfg.CreateTopics {
 		return &MissingTopicError{topic, vanished}
 	}
-	const brokerDefault = -1
-	_, err := kadm.NewClient(k.client).CreateTopic(ctx, brokerDefault, brokerDefault, nil, topic)
-	if err != nil && !errors.Is(err, kerr.TopicAlreadyExists) {
-		return fmt.Errorf("create topic %q: %w", topic, err)
+	if err := CreateTopic(ctx, k.client, topic, brokerDefault, nil); err != nil {
+		return err
 	}
 	if k.cfg.Created != nil {
 		k.cfg.Created(topic)
+	}
+	return nil
+}
+
+// brokerDefault stands for the brokers' own number of partitions or replicas.
+const brokerDefault = -1
+
+// CreateTopic creates a topic and waits until it can be seen. That somebody else was faster is
+// no error.
+func CreateTopic(ctx context.Context, client *kgo.Client, topic string, partitions int32, configs map[string]*string) error {
+	_, err := kadm.NewClient(client).CreateTopic(ctx, partitions, brokerDefault, configs, topic)
+	if err != nil && !errors.Is(err, kerr.TopicAlreadyExists) {
+		return fmt.Errorf("create topic %q: %w", topic, err)
 	}
 	// The brokers hear of it one after another; until then it is unknown to some.
 	retry := time.NewTicker(50 * time.Millisecond)
 	defer retry.Stop()
 	for {
-		exists, err := k.exists(ctx, topic)
+		exists, err := TopicExists(ctx, client, topic)
 		if err != nil || exists {
 			return err
 		}
@@ -78,14 +90,14 @@ func (k *Kafka) createTopic(ctx context.Context, topic string) error {
 	}
 }
 
-// exists asks a broker, not the client's cache, which would not see a new topic for seconds.
-func (k *Kafka) exists(ctx context.Context, topic string) (bool, error) {
+// TopicExists asks a broker, not the client's cache, which would not see a new topic for seconds.
+func TopicExists(ctx context.Context, client *kgo.Client, topic string) (bool, error) {
 	request := kmsg.NewPtrMetadataRequest()
 	request.AllowAutoTopicCreation = false
 	requested := kmsg.NewMetadataRequestTopic()
 	requested.Topic = &topic
 	request.Topics = append(request.Topics, requested)
-	response, err := request.RequestWith(ctx, k.client)
+	response, err := request.RequestWith(ctx, client)
 	if err != nil {
 		return false, err
 	}

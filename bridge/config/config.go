@@ -17,8 +17,10 @@ import (
 type Config struct {
 	Databases []Database `yaml:"databases,required"` // at least one; one bridge runs for each
 	Kafka     Kafka      `yaml:"kafka"`
-	Admin     Admin      `yaml:"admin"`
-	Log       Log        `yaml:"log"`
+	// Checkpoint is shared by all databases, each under its own key.
+	Checkpoint Checkpoint `yaml:"checkpoint"`
+	Admin      Admin      `yaml:"admin"`
+	Log        Log        `yaml:"log"`
 
 	warnings []string
 }
@@ -106,8 +108,23 @@ type Kafka struct {
 	// PositionHeader is the Kafka header that carries the event's position in the WAL. Default walferry-position; ""
 	// turns it off.
 	PositionHeader string `yaml:"position_header" default:"walferry-position"`
-	TLS            TLS    `yaml:"tls"`
-	SASL           SASL   `yaml:"sasl"`
+	// DeadLetterTopic is where `walferry poison dead-letter` moves events that can never be published. A missing topic is
+	// created if Topics.Create allows, to keep them for ever. No event may go to it otherwise. Default
+	// walferry.dead-letters.
+	DeadLetterTopic string `yaml:"dead_letter_topic" default:"walferry.dead-letters"`
+	TLS             TLS    `yaml:"tls"`
+	SASL            SASL   `yaml:"sasl"`
+}
+
+// Checkpoint says where the positions of all databases are kept in Kafka.
+type Checkpoint struct {
+	// Topic is compacted; a missing one is created if kafka.topics.create allows. Default walferry.checkpoints; "" turns
+	// checkpoints off: then a crash of Postgres sends more events a second time, and a slot that was recreated or moved
+	// goes unnoticed, with what it skipped.
+	Topic string `yaml:"topic" default:"walferry.checkpoints"`
+	// Interval is the least time between two checkpoints, 100ms to 1m. LSNs are confirmed to Postgres as often, and a
+	// crash may send again what was acknowledged within it. Default 1s.
+	Interval time.Duration `yaml:"interval" default:"1s"`
 }
 
 // Topics says what happens when a topic does not exist.

@@ -72,10 +72,11 @@ func TestMinimumHasDefaults(t *testing.T) {
 		}},
 		Kafka: Kafka{
 			Brokers: []string{"127.0.0.1:9092"}, ClientID: "walferry", Topics: Topics{Create: true}, Compression: "lz4",
-			MaxBuffered: 33554432, MaxRecord: 1020 << 10, PositionHeader: "walferry-position",
+			MaxBuffered: 33554432, MaxRecord: 1020 << 10, PositionHeader: "walferry-position", DeadLetterTopic: "walferry.dead-letters",
 		},
-		Admin: Admin{Listen: "127.0.0.1:9400"},
-		Log:   Log{Level: "info", Format: "auto"},
+		Checkpoint: Checkpoint{Topic: "walferry.checkpoints", Interval: time.Second},
+		Admin:      Admin{Listen: "127.0.0.1:9400"},
+		Log:        Log{Level: "info", Format: "auto"},
 	}
 	if got := parse(t, minimum); !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %#v\nwant %#v", got, want)
@@ -163,6 +164,7 @@ kafka:
   max_buffered: 4KiB
   max_record: 1024
   position_header: ""
+  dead_letter_topic: dead
   tls: {enabled: "${ON}", insecure_skip_verify: true, server_name: kafka}
   sasl: {mechanism: PLAIN, username: u, password: "${SECRET}$5"}
 admin: {listen: ""}
@@ -194,11 +196,12 @@ log: {level: debug, format: json}
 		{kafka.MaxBuffered, Size(4096)},
 		{kafka.MaxRecord, Size(1024)},
 		{kafka.PositionHeader, ""},
+		{kafka.DeadLetterTopic, "dead"},
 		{kafka.TLS, TLS{Enabled: true, InsecureSkipVerify: true, ServerName: "kafka"}},
 		{kafka.SASL.Password.Reveal(), "a: b #'\"${NOT}\n$5"},
 		{config.Admin.Listen, ""},
 		{config.Log, Log{Level: "debug", Format: "json"}},
-		{config.Warnings(), []string{"f:19:49: kafka.tls.insecure_skip_verify is true: any server can pass itself off as the broker"}},
+		{config.Warnings(), []string{"f:20:49: kafka.tls.insecure_skip_verify is true: any server can pass itself off as the broker"}},
 	} {
 		if !reflect.DeepEqual(check.got, check.want) {
 			t.Errorf("got %#v, want %#v", check.got, check.want)

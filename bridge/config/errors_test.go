@@ -45,7 +45,7 @@ func TestShapeErrors(t *testing.T) {
 		}, "\n")},
 		{"misspelt", database("    slott: x\n"), `w.yaml:7:5: unknown key "slott" in databases[0]: did you mean "slot"? ` +
 			"valid keys: name, dsn, dsn_file, password_file, slot, publication, outbox, messages, drain_timeout, shutdown_grace"},
-		{"misspelt at the top", database("adnim: {}\n"), `w.yaml:7:1: unknown key "adnim" in the file: did you mean "admin"? valid keys: databases, kafka, admin, log`},
+		{"misspelt at the top", database("adnim: {}\n"), `w.yaml:7:1: unknown key "adnim" in the file: did you mean "admin"? valid keys: databases, kafka, checkpoint, admin, log`},
 		{"other case", database("log: {Level: info}\n"), `w.yaml:7:7: unknown key "Level" in log: did you mean "level"? valid keys: level, format`},
 		{"duplicate", database("    slot: x\n"), `w.yaml:7:5: duplicate key "slot" in databases[0]: it is set already on line 5`},
 		{"no value", database("    drain_timeout: # 10s\n"), "w.yaml:7:5: databases[0].drain_timeout has no value: give it one, or remove the key"},
@@ -188,10 +188,22 @@ func TestValueErrors(t *testing.T) {
 		{"bool", inKafka("topics: {create: yes}"), `w.yaml:10:20: kafka.topics.create must be true or false, not "yes"`},
 		{"enum", inKafka("compression: brotli"), `w.yaml:10:16: kafka.compression must be one of none, gzip, snappy, lz4, zstd, not "brotli"`},
 		{"linger", inKafka("linger: 61s"), `w.yaml:10:11: kafka.linger must be at most 1m0s, not "61s"`},
+		{"checkpoint topic", other("kafka: {brokers: ['h:1']}\ncheckpoint: {topic: a b}\n"), `w.yaml:9:21: checkpoint.topic must be a topic name of 1 to 249 of a-z, A-Z, 0-9, '.', _ and -, not "a b"`},
+		{
+			"checkpoint among events", text("dsn: host=localhost\n    slot: s", "{table: t, topic: events}", "kafka: {brokers: ['h:1']}\ncheckpoint: {topic: events}\n"),
+			"w.yaml:9:21: checkpoint.topic must not be a topic of events, as it is in outbox[0] of database a",
+		},
+		{"checkpoint interval", other("kafka: {brokers: ['h:1']}\ncheckpoint: {interval: 10ms}\n"), `w.yaml:9:24: checkpoint.interval must be from 100ms to 1m0s, not "10ms"`},
 		{"size", inKafka("max_record: 1 MB"), `w.yaml:10:15: kafka.max_record must be a size such as 64MiB, 1MB or 1000000, not "1 MB"`},
 		{"small record", inKafka("max_record: 1023"), `w.yaml:10:15: kafka.max_record must be from 1KiB to 64MiB, not "1023"`},
 		{"large record", inKafka("max_record: 65MiB"), `w.yaml:10:15: kafka.max_record must be from 1KiB to 64MiB, not "65MiB"`},
 		{"small buffer", inKafka("max_buffered: 3999999"), "w.yaml:10:17: kafka.max_buffered must be at least 4 times max_record, that is 4080KiB"},
+		{"dead-letter topic", inKafka("dead_letter_topic: ''"), `w.yaml:10:22: kafka.dead_letter_topic must be a topic name of 1 to 249 of a-z, A-Z, 0-9, '.', _ and -, not ""`},
+		{"dead letters among checkpoints", inKafka("dead_letter_topic: walferry.checkpoints"), `w.yaml:10:22: kafka.dead_letter_topic must differ from checkpoint.topic`},
+		{
+			"dead letters among events", text("dsn: host=localhost\n    slot: s", "{table: t, topic: events}", "kafka: {brokers: ['h:1'], dead_letter_topic: events}\n"),
+			"w.yaml:8:46: kafka.dead_letter_topic must not be a topic of events, as it is in outbox[0] of database a",
+		},
 		{"position header", inKafka("position_header: id"), `w.yaml:10:20: kafka.position_header must not be "id": that header carries the event's id`},
 		{"tls is off", inKafka("tls: {ca_file: x}"), "w.yaml:10:8: kafka.tls.enabled must be true for the other keys of kafka.tls to have an effect"},
 		{

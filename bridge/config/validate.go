@@ -21,6 +21,8 @@ const (
 	maxIdentifier = 63  // bytes of a Postgres name
 	maxTopic      = 249 // bytes of a Kafka topic name
 	maxLinger     = time.Minute
+	minInterval   = 100 * time.Millisecond
+	maxInterval   = time.Minute
 	minRecord     = Size(1 << 10)
 	maxRecord     = Size(64 << 20)
 	bufferRecords = 4 // the least number of largest records that MaxBuffered holds
@@ -38,6 +40,11 @@ func (d *document) validate(c *Config) {
 		}
 	}
 	d.kafka("kafka", &c.Kafka)
+	d.ownTopic("kafka.dead_letter_topic", c.Kafka.DeadLetterTopic, c.Databases)
+	if c.Kafka.DeadLetterTopic == c.Checkpoint.Topic && c.Checkpoint.Topic != "" {
+		d.errorf("kafka.dead_letter_topic", "must differ from checkpoint.topic")
+	}
+	d.checkpoint("checkpoint", c)
 	if _, port, err := net.SplitHostPort(c.Admin.Listen); c.Admin.Listen != "" && (err != nil || !isPort(port)) {
 		d.errorf("admin.listen", `must be host:port such as 127.0.0.1:9400, or "" to turn it off, not %s`, d.quote("admin.listen"))
 	}
@@ -121,7 +128,7 @@ func (d *document) topic(path, template string) {
 	switch {
 	case strings.ContainsAny(name, "{}"):
 		d.errorf(path, "must have no placeholder but %s, not %s", aggregateType, d.quote(path))
-	case !consistsOf(name, lower+upper+digits+"._-") || len(name) > maxTopic || name == "." || name == "..":
+	case !isTopic(name):
 		d.errorf(path, "must give a topic name of 1 to 249 of a-z, A-Z, 0-9, '.', _ and -, not %s", d.quote(path))
 	}
 }
@@ -157,6 +164,38 @@ func (d *document) kafka(path string, k *Kafka) {
 	if k.SASL.Mechanism == "PLAIN" && !k.TLS.Enabled && !loopback {
 		d.warnf(path+".sasl.mechanism", "is PLAIN without TLS: the password travels in clear text; enable kafka.tls or use SCRAM-SHA-512")
 	}
+}
+
+func (d *document) checkpoint(path string, c *Config) {
+	if c.Checkpoint.Topic == "" {
+		d.warnf(path+".topic", "is empty: without checkpoints a slot that was recreated or moved goes unnoticed, and so do the events that it skipped")
+		return
+	}
+	d.ownTopic(path+".topic", c.Checkpoint.Topic, c.Databases)
+	if c.Checkpoint.Interval < minInterval || c.Checkpoint.Interval > maxInterval {
+		d.errorf(path+".interval", "must be from %v to %v, not %s", minInterval, maxInterval, d.quote(path+".interval"))
+	}
+}
+
+// ownTopic checks a topic that is for walferry alone.
+func (d *document) ownTopic(path, topic string, databases []Database) {
+	if !isTopic(topic) {
+		d.errorf(path, "must be a topic name of 1 to 249 of a-z, A-Z, 0-9, '.', _ and -, not %s", d.quote(path))
+	}
+	for _, db := range databases {
+		for i, o := range db.Outbox {
+			if o.Topic == topic {
+				d.errorf(path, "must not be a topic of events, as it is in outbox[%d] of database %s", i, db.Name)
+			}
+		}
+		if db.Messages.Prefix != "" && db.Messages.Topic == topic {
+			d.errorf(path, "must not be a topic of events, as it is in messages of database %s", db.Name)
+		}
+	}
+}
+
+func isTopic(name string) bool {
+	return consistsOf(name, lower+upper+digits+"._-") && len(name) <= maxTopic && name != "." && name != ".."
 }
 
 func (d *document) tls(path string, t *TLS) {

@@ -15,39 +15,90 @@ import (
 	"github.com/walferry/walferry/replication"
 )
 
-// Run makes what a bridge of db needs and is not there yet: outbox tables, the
-// publication, and, last, the slot, for a slot that is older than its publication cannot
-// decode what lies between. It tells did what it did, a line each, and ends with the checks
-// that a bridge makes.
-func Run(ctx context.Context, db config.Database, did func(string)) error {
+// Run makes what a bridge needs and is not there yet: outbox tables, the publication, and,
+// last, the slot, for a slot that is older than its publication cannot decode what lies
+// between, with its first checkpoint. It tells did what it did, a line each, and makes the
+// checks that a bridge makes. It does not replace a slot that had a checkpoint, unless
+// o.AcceptGap.
+func Run(ctx context.Context, o bridge.Options, did func(string)) error {
+	return bridge.Explain(o.Database.Name, run(ctx, o, did))
+}
+
+func run(ctx context.Context, o bridge.Options, did func(string)) error {
+	db := o.Database
 	cfg, err := db.ConnConfig()
 	if err != nil {
 		return err
 	}
 	conn, err := replication.ConnectSQL(ctx, cfg)
 	if err != nil {
-		return bridge.Explain(db.Name, err)
+		return err
 	}
 	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }() // every statement is committed by itself
 	server, err := replication.ReadServer(ctx, conn)
 	if err != nil {
-		return bridge.Explain(db.Name, err)
+		return err
+	}
+	checkpointed, err := checkSlot(ctx, o, conn, server)
+	if err != nil {
+		return err
 	}
 	var tables []replication.Table
-	for _, o := range db.Outbox {
-		t := bridge.OutboxTable(o)
+	for _, outbox := range db.Outbox {
+		t := bridge.OutboxTable(outbox)
 		tables = append(tables, bridge.Published(t))
 		if err := createTable(ctx, conn, t, did); err != nil {
-			return bridge.Explain(db.Name, err)
+			return err
 		}
 	}
 	if err := ensurePublication(ctx, conn, db.Publication, tables, did); err != nil {
-		return bridge.Explain(db.Name, err)
+		return err
 	}
 	if _, err := replication.CheckPublication(ctx, conn, db.Publication, tables); err != nil {
-		return bridge.Explain(db.Name, err)
+		return err
 	}
-	return bridge.Explain(db.Name, ensureSlot(ctx, conn, server, db.Slot, did))
+	created, err := ensureSlot(ctx, conn, server, db.Slot, did)
+	switch {
+	case err != nil || o.Checkpoint.Topic == "":
+		return err
+	case created:
+		at, err := bridge.FirstCheckpoint(ctx, o, conn, tables)
+		if err != nil {
+			return err
+		}
+		did(fmt.Sprintf("wrote the first checkpoint, at %s, to topic %s", at, o.Checkpoint.Topic))
+	case !checkpointed:
+		did("note: the slot has no checkpoint, and `walferry run` refuses it: use --adopt-slot, once, if what it has skipped is known to be published")
+	}
+	return nil
+}
+
+// checkSlot looks, before anything is touched, whether a checkpoint says that there was a slot
+// that is not there any more. It reports whether there is a checkpoint.
+func checkSlot(ctx context.Context, o bridge.Options, conn *pgx.Conn, server replication.Server) (checkpointed bool, err error) {
+	slot, err := replication.ReadSlot(ctx, conn, o.Database.Slot)
+	if err != nil && !errors.Is(err, replication.ErrNoSlot) {
+		return false, err
+	}
+	if slot != nil {
+		if err := slot.Check(server.Database); err != nil {
+			return false, err
+		}
+	}
+	if o.Checkpoint.Topic == "" {
+		return false, nil
+	}
+	c, err := bridge.ReadCheckpoint(ctx, o)
+	if err != nil || c == nil {
+		return false, err
+	}
+	if slot == nil && !o.AcceptGap {
+		return true, &replication.GapError{
+			Slot: o.Database.Slot, From: c.Pos.LSN,
+			Reason: "there is a checkpoint, but the slot does not exist any more, and a new one begins now",
+		}
+	}
+	return true, nil
 }
 
 func createTable(ctx context.Context, conn *pgx.Conn, t decode.Table, did func(string)) error {

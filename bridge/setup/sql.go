@@ -75,29 +75,29 @@ func addTable(ctx context.Context, conn *pgx.Conn, publication string, t replica
 	return nil
 }
 
-// ensureSlot creates the slot, or checks the one that exists. Creation waits for every
-// transaction that is open when it begins.
-func ensureSlot(ctx context.Context, conn *pgx.Conn, server replication.Server, name string, did func(string)) error {
-	slot, err := replication.ReadSlot(ctx, conn, name)
+// ensureSlot creates the slot if there is none. Creation waits for every transaction that is
+// open when it begins.
+func ensureSlot(ctx context.Context, conn *pgx.Conn, server replication.Server, name string, did func(string)) (created bool, err error) {
+	_, err = replication.ReadSlot(ctx, conn, name)
 	switch {
 	case err == nil:
 		did("slot " + name + " exists")
-		return slot.Check(server.Database)
+		return false, nil
 	case !errors.Is(err, replication.ErrNoSlot):
-		return err
+		return false, err
 	}
 	if _, err := conn.Exec(ctx, slotSQL(name, server.Version)); err != nil {
 		if ctx.Err() != nil {
 			<-conn.PgConn().CleanupDone() // it cancels the statement: else the slot would still appear, with nobody to read it
-			return &replication.PreconditionError{
+			return false, &replication.PreconditionError{
 				Reason: fmt.Sprintf("slot %q was not created in time: it waits for transactions that were open before", name),
 				Hint:   "end them: SELECT pid, xact_start, application_name FROM pg_stat_activity WHERE backend_xid IS NOT NULL ORDER BY xact_start",
 			}
 		}
-		return fmt.Errorf("create slot %q: %w", name, err)
+		return false, fmt.Errorf("create slot %q: %w", name, err)
 	}
 	did("created slot " + name)
-	return nil
+	return true, nil
 }
 
 func quote(identifier string) string { return pgx.Identifier{identifier}.Sanitize() }

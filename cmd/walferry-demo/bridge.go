@@ -27,6 +27,8 @@ databases:
       type_header: type
 kafka:
   brokers: ${BROKERS}
+checkpoint:
+  topic: ${TOPICS}-checkpoints
 `
 
 func (p *place) config() (*config.Config, error) {
@@ -40,11 +42,11 @@ func (p *place) config() (*config.Config, error) {
 	})
 }
 
-func newBridge(cfg *config.Config, scr *screen) *bridge.Bridge {
+func bridgeOptions(cfg *config.Config, scr *screen) bridge.Options {
 	log := zerolog.New(zerolog.ConsoleWriter{Out: scr, NoColor: !scr.live, PartsExclude: []string{zerolog.TimestampFieldName}})
-	return bridge.New(bridge.Options{
-		Database: cfg.Databases[0], Kafka: cfg.Kafka,
+	return bridge.Options{
+		Database: cfg.Databases[0], Kafka: cfg.Kafka, Checkpoint: cfg.Checkpoint,
 		Log:     log.Level(zerolog.WarnLevel),
 		Metrics: bridge.NewMetrics(prometheus.NewRegistry(), version, commit),
-	})
+	}
 }

@@ -110,10 +110,10 @@ func (r *run) prove(ctx context.Context) (demo.Proof, error) {
 		return demo.Proof{}, err
 	}
 	did := func(what string) { r.screen.say("bridge    %s", what) }
-	if err := setup.Run(ctx, cfg.Databases[0], did); err != nil {
+	if err := setup.Run(ctx, bridgeOptions(cfg, r.screen), did); err != nil {
 		return demo.Proof{}, err
 	}
-	r.bridge = newBridge(cfg, r.screen)
+	r.bridge = bridge.New(bridgeOptions(cfg, r.screen))
 	consumer, err := demo.NewConsumer(r.brokers, r.topic())
 	if err != nil {
 		return demo.Proof{}, err

@@ -123,20 +123,22 @@ func (p *place) createTopic(ctx context.Context) error {
 		return fmt.Errorf("create topic %s: %w", p.topic(), err)
 	}
 	if !p.keep {
-		p.later(p.deleteTopic)
+		p.later(p.deleteTopics)
 	}
 	return nil
 }
 
-func (p *place) deleteTopic(ctx context.Context) error {
+func (p *place) deleteTopics(ctx context.Context) error {
 	client, err := kgo.NewClient(kgo.SeedBrokers(p.brokers...))
 	if err != nil {
 		return err
 	}
 	defer client.Close()
-	_, err = kadm.NewClient(client).DeleteTopic(ctx, p.topic())
-	if err != nil && !errors.Is(err, kerr.UnknownTopicOrPartition) {
-		return fmt.Errorf("delete topic %s, which is left behind: %w", p.topic(), err)
+	for _, topic := range []string{p.topic(), p.topics + "-checkpoints"} {
+		_, err = kadm.NewClient(client).DeleteTopic(ctx, topic)
+		if err != nil && !errors.Is(err, kerr.UnknownTopicOrPartition) {
+			return fmt.Errorf("delete topic %s, which is left behind: %w", topic, err)
+		}
 	}
 	return nil
 }

@@ -8,17 +8,19 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
 
+	"github.com/walferry/walferry/bridge"
 	"github.com/walferry/walferry/bridge/setup"
 )
 
 func initCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "init",
-		Short: "Create outbox tables, publication and slot where they are missing",
-		Long: "Create what is missing, in this order: outbox tables, publication, slot. What exists is\n" +
-			"checked. The DSN's role needs to own the tables or be able to create them; with --print\n" +
+		Short: "Create outbox tables, publication, slot and first checkpoint where they are missing",
+		Long: "Create what is missing, in this order: outbox tables, publication, slot, and in Kafka the\n" +
+			"slot's first checkpoint. What exists is checked. The DSN's role needs to own the tables or be able to create them; with --print\n" +
 			"nothing is touched and the SQL is printed, for a migration or a DBA, with the role that\n" +
 			"walferry itself needs.",
 		Example: "  walferry init --config walferry.yaml\n  walferry init --print > outbox.sql",
@@ -26,6 +28,7 @@ func initCommand() *cobra.Command {
 	}
 	path := configFlag(cmd)
 	onlyPrint := cmd.Flags().Bool("print", false, "only print the SQL, with the least-privilege role")
+	acceptGap := cmd.Flags().Bool("accept-gap", false, "create a slot anew although its checkpoint says that there was one: events between them are not published")
 	timeout := cmd.Flags().Duration("timeout", time.Minute, "give up after this `duration`; creating a slot waits for open transactions")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		cfg, err := loadConfig(*path)
@@ -46,7 +49,7 @@ func initCommand() *cobra.Command {
 				continue
 			}
 			did := func(what string) { fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", db.Name, what) }
-			if err := setup.Run(ctx, db, did); err != nil {
+			if err := setup.Run(ctx, bridge.Options{Database: db, Kafka: cfg.Kafka, Checkpoint: cfg.Checkpoint, AcceptGap: *acceptGap, Log: zerolog.Nop()}, did); err != nil {
 				return err
 			}
 		}

@@ -129,6 +129,12 @@ func TestAWrongCommandLine(t *testing.T) {
 		{[]string{"healthcheck", "shop"}, `unknown command "shop"`},
 		{[]string{"version", "shop"}, `unknown command "shop"`},
 		{[]string{"config", "validate", one}, "unknown command"},
+		{[]string{"poison", "nonsense"}, `unknown command "nonsense"`},
+		{[]string{"poison", "show", "7000/1/0/1/0"}, `unknown command "7000/1/0/1/0"`},
+		{[]string{"poison", "show", "--config", one, "--database", "other"}, `--database: the configuration has no database "other"`},
+		{[]string{"poison", "dead-letter"}, "accepts 1 arg(s), received 0"},
+		{[]string{"poison", "dead-letter", "--config", one, "0/1"}, `"0/1" is not a position such as 7312345678901234567/1/0/15A1DB3/0`},
+		{[]string{"poison", "dead-letter", "--config", two, "7000/1/0/1/0"}, "the configuration has 2 databases: choose one with --database"},
 		{[]string{"run", "--config", one, "--until-lsn", "nonsense"}, `--until-lsn: "nonsense" is not an LSN such as 16/B374D848`},
 		{[]string{"run", "--config", two, "--until-lsn", "0/1"}, "--until-lsn needs one database, the configuration has 2"},
 	} {
@@ -146,13 +152,13 @@ func TestHelp(t *testing.T) {
 	}
 	_, list, _ := strings.Cut(root.stdout, "Available Commands:\n")
 	list, _, _ = strings.Cut(list, "\n\n")
-	commands := [][]string{{"config", "validate"}}
+	commands := [][]string{{"config", "validate"}, {"poison", "show"}, {"poison", "dead-letter"}}
 	for _, line := range strings.Split(list, "\n") {
 		if name := strings.Fields(line)[0]; name != "completion" && name != "help" { // those are cobra's
 			commands = append(commands, []string{name})
 		}
 	}
-	if got, want := len(commands), 7; got != want {
+	if got, want := len(commands), 10; got != want {
 		t.Errorf("%d commands, want %d: %q", got, want, commands)
 	}
 	for _, command := range commands {
@@ -184,7 +190,7 @@ func TestConfigurationsThatCannotBeUsed(t *testing.T) {
 kafka:
   brokers: [nowhere]
 `)
-	for _, command := range [][]string{{"run"}, {"init"}, {"init", "--print"}, {"status"}, {"config", "validate"}, {"healthcheck"}} {
+	for _, command := range [][]string{{"run"}, {"init"}, {"init", "--print"}, {"status"}, {"poison", "show"}, {"poison", "dead-letter", "7000/1/0/1/0"}, {"config", "validate"}, {"healthcheck"}} {
 		walferry(t, append(command, "--config", missing)...).exits(exitConfig, "walferry: read the configuration: open "+missing)
 		s := walferry(t, append(command, "-c", invalid)...).exits(exitConfig,
 			"walferry: "+invalid+":4:11: databases[0].slot must be",
@@ -239,6 +245,7 @@ func TestWithoutPostgres(t *testing.T) {
 	addr := servers.FreeAddr(t)
 	path := configFile(t, "", "shop@"+addr)
 	walferry(t, "init", "--config", path).exits(1, "walferry: database shop: connect to Postgres: ", addr, "connection refused")
+	walferry(t, "poison", "dead-letter", "--config", path, "7000/1/0/1/0").exits(1, "walferry: database shop: connect to Postgres: ", addr, "connection refused")
 	s := walferry(t, "status", "--config", path).exits(1, "walferry: 1 of 1 slots are lost or cannot be read")
 	s.says("shop\n", "connection refused", "admin.listen is empty")
 

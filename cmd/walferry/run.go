@@ -33,19 +33,22 @@ func runCommand() *cobra.Command {
 			"acknowledgements are awaited for drain_timeout, the LSN is confirmed and read back.\n" +
 			"A second signal stops at once. No stop loses an event.",
 		Example: "  walferry run --config walferry.yaml\n" +
+			"  walferry run --adopt-slot   # once, for a slot that `walferry init` did not make\n" +
 			"  walferry run --until-lsn \"$(psql -Atc 'select pg_current_wal_lsn()')\"",
 		Args: noArgs,
 	}
 	path := configFlag(cmd)
 	until := cmd.Flags().String("until-lsn", "", "exit 0 as soon as everything up to this `LSN` is confirmed (one database only)")
+	var o bridge.Options
+	cmd.Flags().BoolVar(&o.AdoptSlot, "adopt-slot", false, "begin where the slot stands if it has no checkpoint; what it skipped before is not known")
+	cmd.Flags().BoolVar(&o.AcceptGap, "accept-gap", false, "go on behind a gap, once: events in it are not published; its range is logged")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		cfg, err := loadConfig(*path)
 		if err != nil {
 			return err
 		}
-		var lsn pglogrepl.LSN
 		if *until != "" {
-			if lsn, err = pglogrepl.ParseLSN(*until); err != nil {
+			if o.Until, err = pglogrepl.ParseLSN(*until); err != nil {
 				return &usageError{fmt.Errorf("--until-lsn: %q is not an LSN such as 16/B374D848", *until)}
 			}
 			if len(cfg.Databases) != 1 {
@@ -56,7 +59,8 @@ func runCommand() *cobra.Command {
 		defer stop()
 		// From the first signal on the second one kills, as signals do by default.
 		defer context.AfterFunc(ctx, stop)()
-		return run(ctx, cfg, lsn, newLogger(cfg.Log, os.Stderr))
+		o.Log = newLogger(cfg.Log, os.Stderr)
+		return run(ctx, cfg, o)
 	}
 	return cmd
 }
@@ -75,16 +79,18 @@ func newLogger(cfg config.Log, w *os.File) zerolog.Logger {
 
 // run runs a bridge for each database until all have ended: one that fails keeps its state
 // on the admin address and leaves the others alone.
-func run(ctx context.Context, cfg *config.Config, until pglogrepl.LSN, log zerolog.Logger) error {
+func run(ctx context.Context, cfg *config.Config, o bridge.Options) error {
+	log := o.Log
 	for _, w := range cfg.Warnings() {
 		log.Warn().Msg(w)
 	}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	metrics := bridge.NewMetrics(registry, version, commit)
+	o.Kafka, o.Checkpoint, o.Metrics = cfg.Kafka, cfg.Checkpoint, bridge.NewMetrics(registry, version, commit)
 	var bridges []*bridge.Bridge
 	for _, db := range cfg.Databases {
-		bridges = append(bridges, bridge.New(bridge.Options{Database: db, Kafka: cfg.Kafka, Log: log, Metrics: metrics, Until: until}))
+		o.Database = db
+		bridges = append(bridges, bridge.New(o))
 	}
 	closeAdmin, err := serveAdmin(cfg.Admin.Listen, bridges, registry, log)
 	if err != nil {

@@ -9,7 +9,6 @@ import (
 	"testing"
 
 	"github.com/walferry/walferry/bridge"
-	"github.com/walferry/walferry/bridge/config"
 )
 
 // What operators watch: the admin address and `walferry status` of the binary.
@@ -85,12 +84,13 @@ func TestAdminAddressAndStatus(t *testing.T) {
 
 // Without Kafka the process is alive, and not ready.
 func TestNotReadyWithoutKafka(t *testing.T) {
-	w := newWorld(t, newest(t), func(c *config.Config) { c.Kafka.Brokers = []string{"127.0.0.1:1"} }) // nobody listens there
+	w := newWorld(t, newest(t), nil)
+	w.cfg.Kafka.Brokers = []string{"127.0.0.1:1"} // nobody listens there
 	addr := freeAddr(t)
 	path := w.configFile(addr)
 	c := walferry(t, "run", "--config", path)
 	await(t, "the reason", func() error {
-		if status, body := get(t, "http://"+addr+"/readyz"); status != http.StatusServiceUnavailable || !strings.Contains(body, "shop not ready: waiting: connect to Kafka at [127.0.0.1:1]") {
+		if status, body := get(t, "http://"+addr+"/readyz"); status != http.StatusServiceUnavailable || !strings.Contains(body, "shop not ready: waiting: ") || !strings.Contains(body, "127.0.0.1:1: connect: connection refused") {
 			return fmt.Errorf("%d %s", status, body)
 		}
 		return nil

@@ -103,6 +103,8 @@ func TestExitCodesOfRun(t *testing.T) {
 	t.Run("slot is missing", func(t *testing.T) {
 		w := newWorld(t, newest(t), nil)
 		w.exec("SELECT pg_drop_replication_slot($1)", w.prefix)
+		mustExit(t, 67, []string{"run", "--config", w.configFile("")}, w.prefix, "does not exist any more", "walferry init --accept-gap")
+		w.cfg.Checkpoint.Topic = ""
 		mustExit(t, 1, []string{"run", "--config", w.configFile("")}, w.prefix, "does not exist", "walferry init")
 		mustExit(t, 1, []string{"status", "--config", w.configFile("")}, "cannot be read")
 	})

@@ -17,7 +17,7 @@ import (
 
 const (
 	loadKeys    = 50
-	loadWriters = 6
+	loadWriters = 8
 	loadPace    = 25 * time.Millisecond // between a writer's transactions
 )
 
@@ -25,6 +25,7 @@ const (
 type load struct {
 	w       *world
 	ledger  *ledger
+	ignore  string // a topic of other events than the ledger's
 	halt    context.CancelFunc
 	writers sync.WaitGroup
 }
@@ -44,19 +45,10 @@ func newSeed(t *testing.T) *rand.Rand {
 	return rand.New(rand.NewPCG(seed, 0))
 }
 
-// startLoad creates the topics, each with several partitions, and starts the writers.
+// startLoad creates the topics and starts the writers.
 func (w *world) startLoad(random *rand.Rand) *load {
 	w.t.Helper()
-	client, err := kgo.NewClient(kgo.SeedBrokers(w.cfg.Kafka.Brokers...))
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	defer client.Close()
-	for _, kind := range ledgerTypes {
-		if _, err := kadm.NewClient(client).CreateTopic(w.t.Context(), 3, 1, nil, w.prefix+"."+kind); err != nil {
-			w.t.Fatal(err)
-		}
-	}
+	w.createLedgerTopics()
 	ctx, halt := context.WithCancel(context.Background())
 	l := &load{w: w, ledger: newLedger(loadKeys), halt: halt}
 	for i := range loadWriters {
@@ -68,6 +60,21 @@ func (w *world) startLoad(random *rand.Rand) *load {
 	}
 	w.t.Cleanup(l.stop)
 	return l
+}
+
+// createLedgerTopics creates a ledger's topics, each with several partitions and with the brokers' default of replicas.
+func (w *world) createLedgerTopics() {
+	w.t.Helper()
+	client, err := kgo.NewClient(kgo.SeedBrokers(w.cfg.Kafka.Brokers...))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer client.Close()
+	for _, kind := range ledgerTypes {
+		if _, err := kadm.NewClient(client).CreateTopic(w.t.Context(), 3, -1, nil, w.prefix+"."+kind); err != nil {
+			w.t.Fatal(err)
+		}
+	}
 }
 
 // dsn returns the DSN of the world's database, whatever the bridge is configured with.
@@ -91,9 +98,15 @@ func (l *load) more(n int) {
 	})
 }
 
-// audit stops the writers, waits until the bridge that runs has confirmed everything, and
-// compares the topics with the ledger. It returns how many duplicates there are.
+// audit is inspect for tests that only want the number of duplicates.
 func (l *load) audit() int {
+	l.w.t.Helper()
+	return l.inspect(func(*kgo.Record) {}).duplicates()
+}
+
+// inspect stops the writers, waits until the bridge that runs has confirmed everything, and
+// compares the topics with the ledger. It shows each record to another checker too.
+func (l *load) inspect(also func(*kgo.Record)) *audit {
 	l.w.t.Helper()
 	l.stop()
 	l.w.reconnect()
@@ -102,7 +115,12 @@ func (l *load) audit() int {
 		l.w.t.Fatalf("the ledger is wrong: %v", err)
 	}
 	a := l.ledger.audit(l.w.prefix)
-	l.w.eachRecord(a.see)
+	l.w.eachRecord(func(r *kgo.Record) {
+		if r.Topic != l.ignore {
+			a.see(r)
+		}
+		also(r)
+	})
 	a.finish()
 	l.w.t.Logf("%d transactions, %d events delivered, %d duplicates", l.ledger.commits(), len(a.first), a.duplicates())
 	if len(a.faults) > 0 || len(a.first) == 0 {
@@ -111,7 +129,7 @@ func (l *load) audit() int {
 			l.w.t.Log(line)
 		}
 	}
-	return a.duplicates()
+	return a
 }
 
 // reconnect replaces the world's connection, which may have died with the server.

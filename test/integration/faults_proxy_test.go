@@ -22,7 +22,11 @@ type proxy struct {
 	latency time.Duration // of each chunk of bytes, either way
 	budget  int           // bytes from the server until a reset; negative: without end
 	hole    bool          // new connections are swallowed
+	carry   carrier       // nil: at once and whole
 }
+
+// carrier writes a chunk of bytes to one side of a connection in a way of its own.
+type carrier func(to net.Conn, chunk []byte, fromServer bool) error
 
 // link is one connection through a proxy.
 type link struct {
@@ -83,7 +87,7 @@ func (p *proxy) pump(l *link, from, to net.Conn, fromServer bool) {
 			<-time.After(latency)
 		}
 		if n > 0 {
-			if _, writeErr := to.Write(buffer[:n]); writeErr != nil && err == nil {
+			if writeErr := p.write(to, buffer[:n], fromServer); writeErr != nil && err == nil {
 				err = writeErr
 			}
 		}
@@ -100,6 +104,17 @@ func (p *proxy) pump(l *link, from, to net.Conn, fromServer bool) {
 			return
 		}
 	}
+}
+
+func (p *proxy) write(to net.Conn, chunk []byte, fromServer bool) error {
+	p.mu.Lock()
+	carry := p.carry
+	p.mu.Unlock()
+	if carry != nil {
+		return carry(to, chunk, fromServer)
+	}
+	_, err := to.Write(chunk)
+	return err
 }
 
 // admit says how many of n bytes come through, how late, and whether the budget ends there.

@@ -52,7 +52,7 @@ func newWorld(t *testing.T, admin string, edit func(*config.Config)) *world {
 // setup does what `walferry init` does.
 func (w *world) setup() {
 	w.t.Helper()
-	if err := setup.Run(w.t.Context(), w.cfg.Databases[0], func(string) {}); err != nil {
+	if err := setup.Run(w.t.Context(), w.options("", zerolog.Disabled), func(string) {}); err != nil {
 		w.t.Fatal(err)
 	}
 }
@@ -93,6 +93,9 @@ kafka:
 	t.Cleanup(w.drop)
 	return w
 }
+
+// withoutCheckpoints is for tests of what walferry notices by itself.
+func withoutCheckpoints(c *config.Config) { c.Checkpoint.Topic = "" }
 
 func dsnOf(t *testing.T, admin, database string) string {
 	t.Helper()
@@ -200,7 +203,7 @@ func (w *world) run(until string) *running {
 func (w *world) options(until string, level zerolog.Level) bridge.Options {
 	w.t.Helper()
 	o := bridge.Options{
-		Database: w.cfg.Databases[0], Kafka: w.cfg.Kafka,
+		Database: w.cfg.Databases[0], Kafka: w.cfg.Kafka, Checkpoint: w.cfg.Checkpoint,
 		Dial: w.dialKafka, DialPostgres: w.dialPostgres,
 		Log:     zerolog.New(nil).Level(level),
 		Metrics: bridge.NewMetrics(prometheus.NewRegistry(), "test", "test"),

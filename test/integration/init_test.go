@@ -7,7 +7,9 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/rs/zerolog"
 
+	"github.com/walferry/walferry/bridge"
 	"github.com/walferry/walferry/bridge/config"
 	"github.com/walferry/walferry/bridge/setup"
 )
@@ -15,12 +17,28 @@ import (
 // init runs `walferry init` in this process and returns its lines.
 func (w *world) init() []string {
 	w.t.Helper()
-	var did []string
-	if err := setup.Run(w.t.Context(), w.cfg.Databases[0], func(line string) { did = append(did, line) }); err != nil {
+	did, err := w.tryInit(false)
+	if err != nil {
 		w.t.Fatal(err)
 	}
 	return did
 }
+
+// tryInit leaves out where a checkpoint stands.
+func (w *world) tryInit(acceptGap bool) (did []string, err error) {
+	w.t.Helper()
+	o := w.options("", zerolog.Disabled)
+	o.AcceptGap = acceptGap
+	err = setup.Run(w.t.Context(), o, func(line string) {
+		if strings.HasPrefix(line, "wrote the first checkpoint, at ") {
+			line = firstCheckpoint
+		}
+		did = append(did, line)
+	})
+	return did, err
+}
+
+const firstCheckpoint = "wrote the first checkpoint"
 
 func mustDo(t *testing.T, did []string, want ...string) {
 	t.Helper()
@@ -38,7 +56,7 @@ func TestInitMakesOnlyWhatIsMissing(t *testing.T) {
 			c.Databases[0].Outbox = append(c.Databases[0].Outbox, outbox)
 		})
 		slot := "slot " + w.prefix
-		mustDo(t, w.init(), `created table "public"."outbox"`, `created table "public"."Out Box"`, `created publication "walferry"`, "created "+slot)
+		mustDo(t, w.init(), `created table "public"."outbox"`, `created table "public"."Out Box"`, `created publication "walferry"`, "created "+slot, firstCheckpoint)
 		catalog := func() string {
 			return w.query(`SELECT concat_ws(' ', (SELECT string_agg(oid::text, ' ' ORDER BY oid) FROM pg_class WHERE relname IN ('outbox', 'Out Box')),
 				(SELECT oid FROM pg_publication), (SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = $1))`, w.prefix)
@@ -57,7 +75,14 @@ func TestInitMakesOnlyWhatIsMissing(t *testing.T) {
 		mustDo(t, w.init(), exists[0], note, exists[1], exists[2], `added "public"."Out Box" to publication "walferry"`, exists[3])
 		want = concat(want, w.emit(`INSERT INTO "Out Box" (aggregatetype, aggregateid, type, "Body") VALUES ('order', 'k', 'T', '2') RETURNING id::text, aggregateid, "Body"::text`))
 		w.exec("SELECT pg_drop_replication_slot($1)", w.prefix)
-		mustDo(t, w.init(), exists[0], note, exists[1], `note: rows that are older than the slot are never published, and "public"."Out Box" has rows`, exists[2], "created "+slot)
+		if did, err := w.tryInit(false); len(did) != 0 || asError(t, err).Class != bridge.Gap {
+			t.Errorf("init did %q: %v, want it to refuse a new slot in the place of one that had a checkpoint", did, err)
+		}
+		did, err := w.tryInit(true)
+		if err != nil {
+			t.Error(err)
+		}
+		mustDo(t, did, exists[0], note, exists[1], `note: rows that are older than the slot are never published, and "public"."Out Box" has rows`, exists[2], "created "+slot, firstCheckpoint)
 		w.drainAll()
 		if records := w.records(); len(records) != 0 {
 			t.Errorf("%d records are older than the slot, want 0 of %d", len(records), len(want))
@@ -68,7 +93,7 @@ func TestInitMakesOnlyWhatIsMissing(t *testing.T) {
 func TestInitWithMessagesOnly(t *testing.T) {
 	onEveryPostgres(t, func(t *testing.T, admin string) {
 		w := bareWorld(t, admin, "", func(c *config.Config) { c.Databases[0].Outbox = nil })
-		mustDo(t, w.init(), `created publication "walferry"`, "created slot "+w.prefix)
+		mustDo(t, w.init(), `created publication "walferry"`, "created slot "+w.prefix, firstCheckpoint)
 		w.exec(`SELECT pg_logical_emit_message(true, 'outbox', '{"id":"m","aggregatetype":"order","aggregateid":"k","payload":1}')`)
 		w.drainAll()
 		w.mustPublish("order", []event{{id: "m", key: "k", value: "1"}})

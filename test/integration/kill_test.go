@@ -29,10 +29,11 @@ databases:
     drain_timeout: %s
     shutdown_grace: %s
 kafka: {brokers: %q, linger: %s, max_record: %s, max_buffered: %s}
+checkpoint: {topic: %q}
 admin: {listen: %q}
 log: {format: json}
 `, db.Name, db.DSN.Reveal(), db.Slot, db.Publication, db.Outbox[0].Topic, db.Messages.Topic, db.DrainTimeout, db.ShutdownGrace,
-		strings.Join(kafka.Brokers, ","), kafka.Linger, kafka.MaxRecord, kafka.MaxBuffered, admin)))
+		strings.Join(kafka.Brokers, ","), kafka.Linger, kafka.MaxRecord, kafka.MaxBuffered, w.cfg.Checkpoint.Topic, admin)))
 }
 
 // awaitStreaming waits until the process has begun to read the slot.

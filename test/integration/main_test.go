@@ -23,6 +23,7 @@ var shared struct {
 	dir      string // for what is built once
 
 	breakable *servers.Broker // see breakableKafka
+	summary   string          // the last that is printed, of suites that have one
 }
 
 // lazyPostgres starts when the first test needs it.
@@ -53,6 +54,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "integration tests cannot start:", err)
 		code = 1
 	}
+	fmt.Print(shared.summary)
 	os.Exit(code)
 }
 

@@ -12,7 +12,7 @@ import (
 // event comes again, with the id and the position that it had.
 func TestPositionsAreTheSameInEverySession(t *testing.T) {
 	onEveryPostgres(t, func(t *testing.T, admin string) {
-		w := newWorld(t, admin, nil)
+		w := newWorld(t, admin, withoutCheckpoints)
 		again := w.prefix + "_again"
 		w.exec("SELECT pg_copy_logical_replication_slot($1::name, $2::name)", w.prefix, again)
 		t.Cleanup(func() { w.dropSlot(again) })

@@ -1,11 +1,13 @@
 package integration
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/rs/zerolog"
 
 	"github.com/walferry/walferry/bridge"
 	"github.com/walferry/walferry/bridge/config"
@@ -38,7 +40,7 @@ func TestRefusedAtTheStart(t *testing.T) {
 		"slot is physical":             {"SELECT pg_drop_replication_slot('SLOT'); SELECT pg_create_physical_replication_slot('SLOT', true)", []string{"is a physical slot", "another slot name"}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
-			w := newWorld(t, newest(t), nil)
+			w := newWorld(t, newest(t), withoutCheckpoints)
 			w.exec(strings.ReplaceAll(test.breakIt, "SLOT", w.prefix))
 			const lsn = "SELECT coalesce(max(confirmed_flush_lsn)::text, '') FROM pg_replication_slots WHERE slot_name = $1"
 			before := w.query(lsn, w.prefix)
@@ -69,18 +71,22 @@ func TestRefusedAtTheStart(t *testing.T) {
 }
 
 func TestSlotOfAnotherDatabase(t *testing.T) {
-	w := bareWorld(t, newest(t), "", nil)
+	w := newWorld(t, newest(t), nil)
+	w.cfg.Databases[0].Slot = w.prefix + "_other"
 	root, err := pgx.Connect(t.Context(), w.admin)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer root.Close(t.Context())
-	if _, err := root.Exec(t.Context(), "SELECT pg_create_logical_replication_slot($1, 'pgoutput')", w.prefix); err != nil {
+	if _, err := root.Exec(t.Context(), "SELECT pg_create_logical_replication_slot($1, 'pgoutput')", w.prefix+"_other"); err != nil {
 		t.Fatal(err)
 	}
+	defer func() {
+		_, _ = root.Exec(context.Background(), "SELECT pg_drop_replication_slot($1)", w.prefix+"_other")
+	}()
 	says := []string{`belongs to database "postgres"`, w.prefix, "DSN"}
 	mustSay(t, w.setupError(), bridge.Fatal, says...)
-	w.mustStop(bridge.Fatal, says...) // all but the slot is there now
+	w.mustStop(bridge.Fatal, says...)
 }
 
 func TestServersThatCannotServe(t *testing.T) {
@@ -138,14 +144,14 @@ func (w *world) as(role string) {
 // setupError returns the error of `walferry init`.
 func (w *world) setupError() *bridge.Error {
 	w.t.Helper()
-	return asError(w.t, setup.Run(w.t.Context(), w.cfg.Databases[0], func(string) {}))
+	return asError(w.t, setup.Run(w.t.Context(), w.options("", zerolog.Disabled), func(string) {}))
 }
 
 // Events that were written while there was no publication cannot be read. No version may
 // leave them out in silence: Postgres 18 only warns of it.
 func TestPublicationWasAwayForAWhile(t *testing.T) {
 	onEveryPostgres(t, func(t *testing.T, admin string) {
-		w := newWorld(t, admin, nil)
+		w := newWorld(t, admin, withoutCheckpoints)
 		want := w.order("k", "1")
 		w.drainAll()
 		before := w.insertLSN()

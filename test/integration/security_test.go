@@ -286,7 +286,7 @@ func TestPasswordsOfPostgres(t *testing.T) {
 			db.DSN, db.PasswordFile = cfg.Databases[0].DSN, cfg.Databases[0].PasswordFile
 			test.want(w)
 			// What init says of the same configuration, if it minds.
-			said := fmt.Sprint(setup.Run(t.Context(), *db, func(string) {}))
+			said := fmt.Sprint(setup.Run(t.Context(), w.options("", zerolog.Disabled), func(string) {}))
 			if strings.Contains(said, secretPassword) || strings.Contains(said, wrongPassword) {
 				t.Errorf("init shows a password: %s", said)
 			}

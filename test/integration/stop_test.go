@@ -24,8 +24,11 @@ func (r *running) mustStop(class bridge.Class, parts ...string) {
 	r.t.Helper()
 	mustSay(r.t, asError(r.t, r.wait()), class, parts...)
 	state := bridge.Failed
-	if class == bridge.Lost {
+	switch class {
+	case bridge.Lost:
 		state = bridge.SlotLost
+	case bridge.Gap:
+		state = bridge.InGap
 	}
 	if s := r.bridge.Status(); s.State != state || s.Ready || s.LastError == "" || !strings.Contains(s.Reason, s.LastError) {
 		r.t.Errorf("status %+v, want state %s and the error", s, state)

@@ -1,0 +1,210 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/walferry/walferry/bridge/config"
+	"github.com/walferry/walferry/checkpoint"
+	"github.com/walferry/walferry/replication"
+)
+
+// NoCheckpointError is a slot of which nothing is known.
+type NoCheckpointError struct{ Topic, Key string }
+
+func (e *NoCheckpointError) Error() string {
+	return fmt.Sprintf("topic %q has no checkpoint %s: it is not known what was published from this slot", e.Topic, e.Key)
+}
+
+// checkpointKey is the key of a database's checkpoint.
+func checkpointKey(db config.Database) string { return db.Name + "/" + db.Slot }
+
+// checkpoints returns where the checkpoints of a database are kept. The transactional ID has
+// the system identifier, so that two clusters never fence each other.
+func (o Options) checkpoints(systemID string) (checkpoint.Config, error) {
+	key := checkpointKey(o.Database)
+	client, err := kafkaClient(o, newKafkaLogger(o.Log))
+	return checkpoint.Config{
+		Client: client, Topic: o.Checkpoint.Topic, Key: key,
+		TransactionalID: "walferry/" + systemID + "/" + key, Create: o.Kafka.Topics.Create,
+	}, err
+}
+
+// resume reads the checkpoint, which takes the right to write it away from any other
+// instance, and decides where the session goes on.
+func (s *session) resume(ctx context.Context) error {
+	if s.options.Checkpoint.Topic == "" {
+		return nil
+	}
+	found := checkpoint.Found{
+		Slot: s.db.Slot, SystemID: s.stream.Server.SystemID, Timelines: s.stream.Timelines,
+		Start: s.stream.Start, Membership: s.stream.Publication.Membership,
+	}
+	cfg, err := s.options.checkpoints(found.SystemID)
+	if err != nil {
+		return err
+	}
+	if s.store, err = checkpoint.Open(ctx, cfg); err != nil {
+		return err
+	}
+	k := &checkpoint.Keeper{
+		Store: s.store, Key: cfg.Key, Interval: s.options.Checkpoint.Interval,
+		Progress: s.inflight.Progress, Written: s.checkpointed,
+	}
+	r, rewrite, err := s.judge(s.store.Values()[cfg.Key], found)
+	if err != nil {
+		return err
+	}
+	if err := k.Begin(ctx, found, r, rewrite); err != nil {
+		return err
+	}
+	s.resumed = r.From
+	s.keeper.Store(k)
+	return nil
+}
+
+// judge says where to go on from a checkpoint's value, and whether that has to be written.
+func (s *session) judge(value []byte, found checkpoint.Found) (r checkpoint.Resume, rewrite bool, err error) {
+	if value == nil {
+		if !s.options.AdoptSlot {
+			return r, false, &NoCheckpointError{s.options.Checkpoint.Topic, checkpointKey(s.db)}
+		}
+		s.log.Warn().Stringer("confirmed_lsn", found.Start).Msg("adopted a slot without a checkpoint; what it skipped before is not known")
+		return checkpoint.Resume{From: replication.Progress{Flushed: found.Start}}, true, nil
+	}
+	c, err := checkpoint.Parse(value)
+	if err != nil {
+		return r, false, err
+	}
+	r, err = c.Resume(found)
+	if gap, ok := errors.AsType[*replication.GapError](err); ok && s.options.AcceptGap {
+		s.options.AcceptGap = false // this one, no later one
+		s.log.Warn().Str("reason", gap.Reason).Stringer("from", gap.From).Stringer("to", gap.To).
+			Msg("a gap is accepted: events in it may not have been published")
+		return r, true, nil
+	}
+	if p := r.Phantoms; p != (checkpoint.Range{}) {
+		s.log.Warn().Stringer("from", p.From).Stringer("to", p.To).Uint32("timeline", found.Timelines.Current()).
+			Msg("the new primary has lost WAL of which events were published: they may not exist in the database")
+		rewrite = true
+	}
+	return r, rewrite || c.Timeline != found.Timelines.Current(), err
+}
+
+// confirmable is what Feedback may confirm: with checkpoints never more than is written.
+func (s *session) confirmable() replication.LSN {
+	if s.options.Checkpoint.Topic == "" {
+		return s.inflight.Flushed()
+	}
+	if k := s.keeper.Load(); k != nil {
+		return k.Confirmable()
+	}
+	return s.stream.Start
+}
+
+// hurry makes the next checkpoints come at once: somebody waits for a confirmation.
+func (s *session) hurry() {
+	if k := s.keeper.Load(); k != nil {
+		k.Hurry()
+	}
+}
+
+// keepCheckpoints writes checkpoints until the function that it returns is called.
+func (s *session) keepCheckpoints(ctx context.Context) (end func()) {
+	k := s.keeper.Load()
+	if k == nil {
+		return func() {}
+	}
+	running, cancel := context.WithCancel(ctx)
+	// A write that has begun may come to its end, else nothing would be known of it. A session that
+	// has failed is in a hurry: Postgres may be waiting to shut down.
+	writing, giveUp := context.WithCancel(context.WithoutCancel(ctx))
+	unhook := context.AfterFunc(ctx, func() { time.AfterFunc(hasty, giveUp) })
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := k.Run(running, writing); err != nil {
+			s.fail(err)
+		}
+	}()
+	return func() {
+		cancel()
+		defer giveUp()
+		defer unhook()
+		defer time.AfterFunc(confirmTimeout, giveUp).Stop()
+		<-done
+	}
+}
+
+// hasty is how long a session that has failed tries to write its last checkpoint.
+const hasty = 500 * time.Millisecond
+
+// lastCheckpoint writes what has been reached, for the last status update to confirm.
+func (s *session) lastCheckpoint(ctx context.Context) error {
+	if k := s.keeper.Load(); k != nil {
+		return k.Write(ctx)
+	}
+	return nil
+}
+
+// missingSlot says more of a slot that does not exist, if a checkpoint of it does: that it did.
+func (b *Bridge) missingSlot(ctx context.Context) error {
+	if b.options.Checkpoint.Topic == "" {
+		return nil
+	}
+	c, err := ReadCheckpoint(ctx, b.options)
+	if err != nil || c == nil {
+		return err
+	}
+	return &replication.GapError{Slot: b.db.Slot, Reason: "the slot does not exist any more: it was dropped, or this server never had it", From: c.Pos.LSN}
+}
+
+// ReadCheckpoint returns the checkpoint of a database, nil if there is none, and takes the right
+// to write it away from nobody.
+func ReadCheckpoint(ctx context.Context, o Options) (*checkpoint.Checkpoint, error) {
+	cfg, err := o.checkpoints("")
+	if err != nil {
+		return nil, err
+	}
+	values, err := checkpoint.Read(ctx, cfg)
+	if err != nil || values[cfg.Key] == nil {
+		return nil, err
+	}
+	return checkpoint.Parse(values[cfg.Key])
+}
+
+// FirstCheckpoint writes the checkpoint of a slot that was just created, before anything was
+// streamed from it, and returns its position.
+func FirstCheckpoint(ctx context.Context, o Options, conn *pgx.Conn, tables []replication.Table) (replication.LSN, error) {
+	server, err := replication.ReadServer(ctx, conn)
+	if err != nil {
+		return 0, err
+	}
+	publication, err := replication.CheckPublication(ctx, conn, o.Database.Publication, tables)
+	if err != nil {
+		return 0, err
+	}
+	slot, err := replication.ReadSlot(ctx, conn, o.Database.Slot)
+	if err != nil {
+		return 0, err
+	}
+	cfg, err := o.checkpoints(server.SystemID)
+	if err != nil {
+		return 0, err
+	}
+	store, err := checkpoint.Open(ctx, cfg)
+	if err != nil {
+		return 0, err
+	}
+	defer store.Close()
+	timelines, _ := replication.ParseTimelines(server.Timeline, "") // without a past there is nothing to parse
+	start := replication.Progress{Flushed: slot.ConfirmedFlush}
+	k := &checkpoint.Keeper{Store: store, Key: cfg.Key, Progress: func() replication.Progress { return start }}
+	return start.Flushed, k.Begin(ctx, checkpoint.Found{
+		Slot: slot.Name, SystemID: server.SystemID, Timelines: timelines, Start: start.Flushed, Membership: publication.Membership,
+	}, checkpoint.Resume{From: start}, true)
+}

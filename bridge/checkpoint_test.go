@@ -1,0 +1,339 @@
+package bridge
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/walferry/walferry/bridge/config"
+	"github.com/walferry/walferry/checkpoint"
+	"github.com/walferry/walferry/internal/walsender"
+	"github.com/walferry/walferry/replication"
+)
+
+const checkpointTopic = "walferry.checkpoints"
+
+// newCheckpointedRig is a rig with checkpoints, whose slot is adopted.
+func newCheckpointedRig(t *testing.T, interval time.Duration) *rig {
+	t.Helper()
+	r := newRig(t, time.Minute, nil)
+	r.options.Checkpoint = config.Checkpoint{Topic: checkpointTopic, Interval: interval}
+	r.options.AdoptSlot = true
+	r.bridge = New(r.options)
+	return r
+}
+
+// again makes a new bridge, as another process would be one, without the flags of the first.
+func (r *rig) again() {
+	r.options.AdoptSlot, r.options.AcceptGap = false, false
+	r.bridge = New(r.options)
+}
+
+// checkpoint returns the checkpoint in the topic.
+func (r *rig) checkpoint() *checkpoint.Checkpoint {
+	r.t.Helper()
+	c, err := ReadCheckpoint(r.t.Context(), r.options)
+	if err != nil || c == nil {
+		r.t.Fatalf("checkpoint %v: %v", c, err)
+	}
+	return c
+}
+
+// abandon ends the bridge as kill -9 does: what it does from now on reaches nobody.
+func (r *rig) abandon() {
+	r.cut.Store(true)
+	for _, session := range r.pg.Sessions() {
+		session.Cut()
+	}
+	r.stop()
+	if err := <-r.ended; err != nil {
+		r.t.Log("abandoned:", err)
+	}
+	r.cut.Store(false)
+}
+
+// recreate makes the slot one that was created at the end of WAL.
+func (r *rig) recreate() {
+	at := r.pg.AdvanceWAL(5000)
+	r.seen.add(at) // as confirmed_flush_lsn
+	r.pg.Handle("slot", func(string) walsender.Result {
+		confirmed := max(at, r.pg.Confirmed())
+		return walsender.Answer("pgoutput", "logical", "shop", false, "", at, confirmed, "reserved", -1, "", false, r.pg.WALEnd(), "1:1:", r.pg.WALEnd())
+	})
+}
+
+// mustEnd waits for the bridge to stop by itself with an error of the class, which says text.
+func (r *rig) mustEnd(class Class, text string) {
+	r.t.Helper()
+	sleep(time.Minute)
+	select {
+	case err := <-r.ended:
+		r.ended <- err
+		if classOf(err) != class || !strings.Contains(fmt.Sprint(err), text) {
+			r.t.Errorf("ended with %v, want class %s and %q", err, class, text)
+		}
+	default:
+		r.t.Errorf("still %s, want it to end with class %s", r.bridge.Status().State, class)
+	}
+	_ = r.finish()
+}
+
+// I3: what is confirmed to Postgres is never ahead of what a checkpoint says.
+func TestNothingIsConfirmedBeforeItsCheckpoint(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newCheckpointedRig(t, 10*time.Second)
+		r.start()
+		sleep(time.Second)
+		c := r.commit(event(0))
+		sleep(2 * time.Second)
+		if got := r.bridge.acknowledged.Load(); got != 1 {
+			t.Fatalf("%d events acknowledged", got)
+		}
+		if got := r.pg.Confirmed(); got >= c.EndLSN {
+			t.Errorf("%s is confirmed, the checkpoint is at %s", got, r.checkpoint().Pos)
+		}
+		sleep(10 * time.Second)
+		if got, pos := r.pg.Confirmed(), r.checkpoint().Pos.LSN; got != c.EndLSN || pos != c.EndLSN {
+			t.Errorf("confirmed %s, checkpoint %s, want both at %s", got, pos, c.EndLSN)
+		}
+		last := r.commit(event(1)).EndLSN
+		sleep(time.Second)
+		if err := r.finish(); err != nil { // a drain does not wait for the interval
+			t.Error(err)
+		}
+		if got, pos := r.pg.Confirmed(), r.checkpoint().Pos.LSN; got != pos || got < last {
+			t.Errorf("after the drain: confirmed %s, checkpoint %s, want both at %s", got, pos, last)
+		}
+	})
+}
+
+// A crash of Postgres takes confirmed_flush_lsn back. The checkpoint does not go back.
+func TestWhatIsPublishedIsSkipped(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newCheckpointedRig(t, time.Second)
+		r.start()
+		for i := range 10 {
+			r.commit(event(i), event(100+i))
+		}
+		sleep(5 * time.Second)
+		r.pg.Crash()
+		r.pg.Start(0x1500000) // all of it is forgotten
+		sleep(5 * time.Second)
+		r.commit(event(10))
+		sleep(5 * time.Second)
+		if err := r.finish(); err != nil {
+			t.Error(err)
+		}
+		r.again()
+		r.pg.Crash()
+		r.pg.Start(0x1500000)
+		r.start()
+		sleep(5 * time.Second)
+		_ = r.finish()
+		if ids := r.delivered(); len(ids) != 21 || len(slices.Compact(slices.Sorted(slices.Values(ids)))) != 21 {
+			t.Errorf("%d events delivered: %v, want 21, each once", len(ids), ids)
+		}
+	})
+}
+
+// A crash in the middle of a large transaction repeats only what was acknowledged after the
+// last checkpoint.
+func TestALargeTransactionGoesOnWhereItStood(t *testing.T) {
+	const events = 20_000
+	bubble(t, func(t *testing.T) {
+		r := newCheckpointedRig(t, time.Second)
+		r.start()
+		sleep(time.Second)
+		var all []walsender.Change
+		for i := range events {
+			all = append(all, event(i))
+		}
+		r.pg.Hold(events * 3 / 4)
+		r.commit(all...)
+		sleep(5 * time.Second)
+		c := r.checkpoint()
+		if c.OpenCommit.LSN == 0 || c.OpenIndex < events/2 {
+			t.Errorf("checkpoint %+v, want it inside of the transaction", c)
+		}
+		r.abandon()
+		r.again()
+		r.pg.Release()
+		r.start()
+		sleep(5 * time.Second)
+		if err := r.finish(); err != nil {
+			t.Error(err)
+		}
+		// A run that was not whole is all that may come twice.
+		if ids := r.delivered(); len(ids) < events || len(ids) > events+512 {
+			t.Errorf("%d events delivered, want %d and at most a run of 512 twice", len(ids), events)
+		}
+	})
+}
+
+func TestAFrozenInstanceIsFenced(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newCheckpointedRig(t, time.Second)
+		r.start()
+		r.commit(event(0))
+		sleep(5 * time.Second)
+		other, err := r.options.checkpoints("7000")
+		if err != nil {
+			t.Fatal(err)
+		}
+		store, err := checkpoint.Open(t.Context(), other)
+		if err != nil {
+			t.Fatal(err)
+		}
+		store.Close()
+		r.commit(event(1))
+		sleep(1200 * time.Millisecond)
+		if s := r.bridge.Status(); !strings.Contains(s.LastError, "has taken over") {
+			t.Errorf("%s, %q: want it to notice that it was fenced", s.State, s.LastError)
+		}
+		sleep(10 * time.Second)
+		if err := r.finish(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestGapsStopTheBridge(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		class Class
+		text  string
+		do    func(r *rig) // between two runs
+	}{
+		{"confirmed ahead of the checkpoint", Gap, "ahead of the checkpoint", func(r *rig) {
+			r.recreate()
+		}},
+		{"publication changed and changed back", Gap, "taken out of the publication and put back", func(r *rig) { r.republished.Add(1) }},
+		{"slot dropped", Gap, "does not exist any more", func(r *rig) {
+			r.pg.Handle("slot", func(string) walsender.Result { return walsender.Result{} })
+		}},
+		{"slot invalidated", Lost, "wal_removed", func(r *rig) { r.slot("lost", "wal_removed") }},
+		{"checkpoint deleted", Fatal, "--adopt-slot", func(r *rig) { r.options.Checkpoint.Topic = "other.checkpoints" }},
+		{"checkpoint corrupted", Fatal, "cannot be used", func(r *rig) {
+			cfg, _ := r.options.checkpoints("7000")
+			store, err := checkpoint.Open(r.t.Context(), cfg)
+			if err != nil {
+				r.t.Fatal(err)
+			}
+			defer store.Close()
+			if err := store.Write(r.t.Context(), map[string][]byte{cfg.Key: []byte(`{"version": 7}`)}); err != nil {
+				r.t.Fatal(err)
+			}
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				r := newCheckpointedRig(t, time.Second)
+				r.start()
+				r.commit(event(0))
+				sleep(5 * time.Second)
+				if err := r.finish(); err != nil {
+					t.Fatal(err)
+				}
+				test.do(r)
+				r.again()
+				r.start()
+				c := r.commit(event(1))
+				r.mustEnd(test.class, test.text)
+				if got := r.pg.Confirmed(); got >= c.EndLSN {
+					t.Errorf("confirmed %s, and with it the event behind the gap", got)
+				}
+			})
+		})
+	}
+}
+
+func TestANewSlotIsNotAdoptedBySilence(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newCheckpointedRig(t, time.Second)
+		r.again()
+		r.start()
+		r.commit(event(0))
+		r.mustEnd(Fatal, "--adopt-slot")
+		if ids := r.delivered(); len(ids) != 0 {
+			t.Errorf("%v were published", ids)
+		}
+	})
+}
+
+func TestAnAcceptedGapIsLoggedAndClosed(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newCheckpointedRig(t, time.Second)
+		r.start()
+		r.commit(event(0))
+		sleep(5 * time.Second)
+		_ = r.finish()
+		r.recreate()
+		r.again()
+		r.options.AcceptGap = true
+		r.bridge = New(r.options)
+		r.start()
+		r.commit(event(1))
+		sleep(5 * time.Second)
+		if err := r.finish(); err != nil {
+			t.Error(err)
+		}
+		if !strings.Contains(r.log.String(), "a gap is accepted") {
+			t.Error("the log does not tell of the gap")
+		}
+		r.again() // without the flag
+		r.start()
+		r.commit(event(2))
+		sleep(5 * time.Second)
+		if err := r.finish(); err != nil {
+			t.Error(err)
+		}
+		if ids := r.delivered(); len(ids) != 3 {
+			t.Errorf("delivered %v", ids)
+		}
+	})
+}
+
+// Between two looks the publication may have been changed and changed back.
+func TestAPublicationChangedAndChangedBackWhileStreaming(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newCheckpointedRig(t, time.Second)
+		r.start()
+		r.commit(event(0))
+		sleep(5 * time.Second)
+		r.republished.Add(1)
+		r.mustEnd(Gap, "put back")
+	})
+}
+
+// The snapshot in a checkpoint sees only what commits before its position.
+func TestTheSnapshotIsOlderThanThePosition(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newCheckpointedRig(t, time.Second)
+		var taken replication.LSN
+		r.pg.Handle("slot", func(string) walsender.Result {
+			at := r.pg.Confirmed()
+			taken = r.pg.WALEnd()
+			return walsender.Answer("pgoutput", "logical", "shop", false, "", at, at, "reserved", -1, "", false, taken, "at:"+taken.String(), taken)
+		})
+		r.start()
+		for i := range 30 {
+			r.commit(event(i))
+			sleep(time.Second)
+			c := r.checkpoint()
+			text, ok := strings.CutPrefix(c.Snapshot, "at:")
+			if !ok {
+				continue
+			}
+			var at checkpoint.LSN
+			if err := at.UnmarshalText([]byte(text)); err != nil || at.LSN > c.Pos.LSN {
+				t.Errorf("snapshot of %s in the checkpoint of %s", text, c.Pos)
+			}
+		}
+		if r.checkpoint().Snapshot == "" {
+			t.Error("no snapshot in thirty seconds")
+		}
+		_ = r.finish()
+	})
+}

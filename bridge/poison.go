@@ -1,0 +1,157 @@
+package bridge
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/walferry/walferry/checkpoint"
+	"github.com/walferry/walferry/decode"
+	"github.com/walferry/walferry/replication"
+	"github.com/walferry/walferry/sink"
+)
+
+// PoisonNote is what a bridge notes, beside its checkpoint, of the event that it halted before. It
+// has neither payload nor key.
+type PoisonNote struct {
+	Position string    `json:"position"`
+	Where    string    `json:"where"`        // outbox table or message prefix
+	ID       string    `json:"id,omitempty"` // of the event, shortened to maxNotedID; empty if it cannot be read
+	Reason   string    `json:"reason"`
+	Time     time.Time `json:"time"` // when the bridge halted, by our clock
+	// Definition says that the table's definition is at fault, and no event can be moved away.
+	Definition bool `json:"definition,omitempty"`
+}
+
+// Poisoned is what the checkpoints of a slot say of events that cannot be published.
+type Poisoned struct {
+	Note         *PoisonNote // nil if the bridge is not known to have halted on one
+	DeadLettered []string    // positions of events that are dead letters and that it has not passed yet
+}
+
+const (
+	noteKey = "/poison"
+	deadKey = "/dead/" // followed by the position
+	// maxNotedID bounds the bytes of an id in a note: anybody may have written it.
+	maxNotedID = 100
+)
+
+// ReadPoison returns what is known of poison in one slot. It needs neither Postgres nor the slot.
+func ReadPoison(ctx context.Context, o Options) (*Poisoned, error) {
+	if o.Checkpoint.Topic == "" {
+		return nil, errNeedsCheckpoints
+	}
+	cfg, err := o.checkpoints("")
+	if err != nil {
+		return nil, err
+	}
+	values, err := checkpoint.Read(ctx, cfg)
+	if err != nil || values[cfg.Key] == nil {
+		return &Poisoned{}, err
+	}
+	c, err := checkpoint.Parse(values[cfg.Key])
+	if err != nil {
+		return nil, err
+	}
+	p, _, err := poisoned(values, cfg.Key, c.Progress())
+	return p, err
+}
+
+// poisoned reads the notes in values that progress has not passed, and returns those that it
+// has passed as keys to remove.
+func poisoned(values map[string][]byte, key string, progress replication.Progress) (_ *Poisoned, passed map[string][]byte, err error) {
+	p, passed := &Poisoned{}, map[string][]byte{}
+	for k, value := range values {
+		text, dead := strings.CutPrefix(k, key+deadKey)
+		var note PoisonNote
+		if k == key+noteKey {
+			if err := json.Unmarshal(value, &note); err != nil {
+				return nil, nil, &checkpoint.CorruptError{Reason: "its note of a poison event: " + err.Error()}
+			}
+			text = note.Position
+		} else if !dead {
+			continue
+		}
+		at, err := decode.ParsePosition(text)
+		switch {
+		case err != nil:
+			return nil, nil, &checkpoint.CorruptError{Reason: fmt.Sprintf("key %q: %v", k, err)}
+		case progress.Covers(replication.LSN(at.CommitLSN), at.Index):
+			passed[k] = nil
+		case dead:
+			p.DeadLettered = append(p.DeadLettered, text)
+		default:
+			p.Note = &note
+		}
+	}
+	return p, passed, nil
+}
+
+// recallPoison reads which events the session has to pass over, after resume, and forgets
+// what lies behind it.
+func (s *session) recallPoison(ctx context.Context) error {
+	if s.store == nil {
+		return nil
+	}
+	p, passed, err := poisoned(s.store.Values(), checkpointKey(s.db), s.resumed)
+	if err != nil {
+		return err
+	}
+	s.note = p.Note
+	for _, text := range p.DeadLettered {
+		if s.dead == nil {
+			s.dead = map[decode.Position]bool{}
+		}
+		at, _ := decode.ParsePosition(text) // poisoned has
+		s.dead[at] = true
+	}
+	if len(passed) == 0 {
+		return nil
+	}
+	return s.store.Write(ctx, passed)
+}
+
+// passes reports whether the event at p is published, or a dead letter, already.
+func (s *session) passes(p *decode.Position) bool {
+	if s.resumed.Covers(replication.LSN(p.CommitLSN), p.Index) {
+		s.skipped.Inc()
+		return true
+	}
+	if s.dead == nil || !s.dead[*p] {
+		return false
+	}
+	s.metrics.deadLetters.WithLabelValues(s.db.Name).Inc()
+	s.log.Info().Stringer("position", p).Msg("passed over an event that is a dead letter")
+	return true
+}
+
+// passesOver reports whether err is of one event that passes.
+func (s *session) passesOver(err error) bool {
+	e, ok := errors.AsType[*decode.ContractError](err)
+	return ok && !e.Definition && s.passes(&e.Position)
+}
+
+// notePoison writes down on what the bridge halts, for `walferry poison show`. The log has it too.
+func (s *session) notePoison(ctx context.Context, err error) {
+	if s.keeper.Load() == nil || err == nil || classify(err).class != Poison {
+		return
+	}
+	note := PoisonNote{Time: time.Now().UTC().Truncate(time.Second)}
+	if e, ok := errors.AsType[*decode.ContractError](err); ok {
+		note.Position, note.Where, note.ID, note.Definition = e.Position.String(), e.Where, e.ID, e.Definition
+		note.Reason = strings.TrimSpace(e.Column + " " + e.Reason)
+	} else if e, ok := errors.AsType[*sink.PoisonError](err); ok {
+		note.Position, note.Where, note.ID, note.Reason = e.Position.String(), s.decode.Where(e.Source), e.ID, e.Reason
+	} else if e, ok := errors.AsType[*sink.PublishError](err); ok {
+		note.Position, note.Where, note.ID = e.Position.String(), s.decode.Where(e.Source), e.ID
+		note.Reason = fmt.Sprintf("the brokers refuse it for topic %q: %v", e.Topic, e.Err)
+	}
+	note.ID = note.ID[:min(len(note.ID), maxNotedID)]
+	value, _ := json.Marshal(&note) // texts and a time can be encoded
+	if err := s.store.Write(ctx, map[string][]byte{checkpointKey(s.db) + noteKey: value}); err != nil {
+		s.log.Warn().Err(err).Msg("the halt could not be noted in checkpoint.topic: `walferry poison show` does not know of it")
+	}
+}

@@ -1,0 +1,388 @@
+package bridge
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/walferry/walferry/checkpoint"
+	"github.com/walferry/walferry/decode"
+	"github.com/walferry/walferry/internal/pgoutput"
+	"github.com/walferry/walferry/internal/walsender"
+)
+
+const deadLetterTopic = "walferry.dead-letters"
+
+// badRow is the message of a row whose aggregate type makes no topic, or for "" is NULL.
+func badRow(aggregateType string) []byte {
+	is := pgoutput.Text(aggregateType)
+	if aggregateType == "" {
+		is = pgoutput.Null()
+	}
+	return pgoutput.AppendInsert(nil, outboxRelation.ID, []pgoutput.Value{
+		pgoutput.Text("id-x"), is, pgoutput.Text(secretPayload), pgoutput.Text("T"), pgoutput.Text(secretPayload),
+	})
+}
+
+// first is the position of the first event of a transaction.
+func first(c walsender.Committed) decode.Position {
+	return decode.Position{SystemID: "7000", Timeline: 1, CommitLSN: decode.LSN(c.CommitLSN)}
+}
+
+// poisoned returns what `walferry poison show` would show.
+func (r *rig) poisoned() *Poisoned {
+	r.t.Helper()
+	p, err := ReadPoison(r.t.Context(), r.options)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return p
+}
+
+// stored returns the value of a key beside the checkpoint, nil if there is none.
+func (r *rig) stored(key string) []byte {
+	r.t.Helper()
+	cfg, err := r.options.checkpoints("")
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	values, err := checkpoint.Read(r.t.Context(), cfg)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return values[key]
+}
+
+// decide writes that an event is a dead letter.
+func (r *rig) decide(at decode.Position) {
+	r.t.Helper()
+	cfg, err := r.options.checkpoints("7000")
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	store, err := checkpoint.Open(r.t.Context(), cfg)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer store.Close()
+	if err := store.Write(r.t.Context(), map[string][]byte{cfg.Key + deadKey + at.String(): []byte("{}")}); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// deadLetters returns the records in the dead-letter topic.
+func (r *rig) deadLetters() (records []*kgo.Record) {
+	r.t.Helper()
+	client, err := kgo.NewClient(kgo.SeedBrokers(r.kafka.ListenAddrs()...), kgo.Dialer(r.network.DialContext),
+		kgo.ConsumeTopics(deadLetterTopic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer client.Close()
+	ctx, cancel := context.WithTimeout(r.t.Context(), 10*time.Second)
+	defer cancel()
+	for ctx.Err() == nil {
+		records = append(records, client.PollFetches(ctx).Records()...)
+	}
+	return records
+}
+
+// refuseEvents has the brokers refuse events for good while refusing is true.
+func (r *rig) refuseEvents(refusing *atomic.Bool) {
+	r.kafka.ControlKey(int16(kmsg.Produce), func(request kmsg.Request) (kmsg.Response, error, bool) {
+		r.kafka.KeepControl()
+		produce := request.(*kmsg.ProduceRequest)
+		if produce.TransactionID != nil || !refusing.Load() { // checkpoints are transactional
+			return nil, nil, false
+		}
+		response := request.ResponseKind().(*kmsg.ProduceResponse)
+		for _, topic := range produce.Topics {
+			t := kmsg.NewProduceResponseTopic()
+			t.Topic, t.TopicID = topic.Topic, topic.TopicID
+			for _, partition := range topic.Partitions {
+				p := kmsg.NewProduceResponseTopicPartition()
+				p.Partition, p.ErrorCode = partition.Partition, kerr.MessageTooLarge.Code
+				t.Partitions = append(t.Partitions, p)
+			}
+			response.Topics = append(response.Topics, t)
+		}
+		return response, nil, true
+	})
+}
+
+func TestPoisonIsMovedOutOfTheWay(t *testing.T) {
+	for _, test := range []struct {
+		name, where, id, reason string
+		wal                     []byte // of the bad event; nil: a good one, which the brokers refuse
+		bad                     func(wal []byte) walsender.Change
+	}{
+		{
+			"malformed message", "logical message outbox", "", "valid JSON",
+			[]byte(secretPayload), func(wal []byte) walsender.Change { return walsender.Message("outbox", wal) },
+		},
+		{
+			"a NULL", "public.outbox", "id-x", "aggregatetype is NULL",
+			badRow(""), func(wal []byte) walsender.Change { return walsender.Row(outboxRelation, wal) },
+		},
+		{
+			"no topic", "public.outbox", "id-x", "legal topic name",
+			badRow("no topic"), func(wal []byte) walsender.Change { return walsender.Row(outboxRelation, wal) },
+		},
+		{
+			"the dead-letter topic", "public.outbox", "id-x", "for walferry alone",
+			badRow("dead"), func(wal []byte) walsender.Change { return walsender.Row(outboxRelation, wal) },
+		},
+		{"refused by the brokers", "public.outbox", "id-100", "MESSAGE_TOO_LARGE", nil, func([]byte) walsender.Change { return event(100) }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				r := newCheckpointedRig(t, time.Second)
+				r.options.Kafka.DeadLetterTopic = deadLetterTopic
+				if test.name == "the dead-letter topic" {
+					r.options.Database.Outbox[0].Topic = "walferry.{aggregatetype}-letters"
+				}
+				r.bridge = New(r.options)
+				var refusing atomic.Bool
+				r.refuseEvents(&refusing)
+				good := func(n int) walsender.Change { // with a topic that is there, whatever the route is
+					return walsender.Message("outbox", []byte(`{"id":"`+ids(n, n)[0]+`","aggregatetype":"order","aggregateid":"k","payload":1}`))
+				}
+				r.start()
+				r.commit(good(0))
+				sleep(5 * time.Second)
+				refusing.Store(test.wal == nil)
+				c := r.commit(test.bad(test.wal))
+				r.commit(good(1))
+				r.mustEnd(Poison, "poison show")
+				refusing.Store(false)
+				before := r.pg.Confirmed()
+
+				at := first(c)
+				p := r.poisoned()
+				if n := p.Note; n == nil || n.Position != at.String() || n.Where != test.where || n.ID != test.id ||
+					!strings.Contains(n.Reason, test.reason) || strings.Contains(n.Reason, secretPayload) {
+					t.Fatalf("the note is %+v", n)
+				}
+				letter, err := MoveToDeadLetters(t.Context(), r.options, at)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got := r.pg.Confirmed(); got != before {
+					t.Errorf("it confirmed %s, the bridge had come to %s", got, before)
+				}
+				letters := r.deadLetters()
+				if len(letters) != 1 {
+					t.Fatalf("%d dead letters", len(letters))
+				}
+				value, isRow := letters[0].Value, bytes.Contains(test.wal, []byte("id-x")) || test.wal == nil
+				if !bytes.HasSuffix(value, test.wal) || test.wal == nil && !bytes.Contains(value, []byte(secretPayload)) ||
+					isRow != (value[0] == 'I') || letter.Size != len(value) || string(letters[0].Key) != at.String() {
+					t.Errorf("dead letter %q of %+v", value, letter)
+				}
+				want := map[string]string{
+					"position": at.String(), "database": "shop", "slot": "walferry", "where": test.where,
+					"reason": letter.Reason, "committed": c.CommitTime.UTC().Format(time.RFC3339Nano),
+				}
+				if test.id != "" {
+					want["id"] = test.id
+				}
+				if isRow {
+					want["columns"] = `["id","aggregatetype","aggregateid","type","payload"]`
+				}
+				for _, h := range letters[0].Headers {
+					if name := strings.TrimPrefix(h.Key, "walferry-"); want[name] != string(h.Value) {
+						t.Errorf("header %s is %q, want %q", h.Key, h.Value, want[name])
+					}
+				}
+				if len(letters[0].Headers) != len(want) {
+					t.Errorf("%d headers, want %d", len(letters[0].Headers), len(want))
+				}
+				if p := r.poisoned(); p.Note != nil || !slices.Equal(p.DeadLettered, []string{at.String()}) {
+					t.Errorf("after it: %+v", p)
+				}
+				if _, err := MoveToDeadLetters(t.Context(), r.options, at); err == nil || !strings.Contains(err.Error(), "is a dead letter already") {
+					t.Errorf("a second time: %v", err)
+				}
+
+				r.again()
+				r.start()
+				sleep(5 * time.Second)
+				if err := r.finish(); err != nil {
+					t.Fatal(err)
+				}
+				if p := r.poisoned(); p.Note != nil || len(p.DeadLettered) != 0 {
+					t.Errorf("when it is passed: %+v", p)
+				}
+				// Postgres forgets what was confirmed: what is published, or a dead letter, comes again.
+				r.pg.Crash()
+				r.pg.Start(0x1500000)
+				r.again()
+				r.start()
+				r.commit(good(2))
+				sleep(5 * time.Second)
+				if err := r.finish(); err != nil {
+					t.Fatal(err)
+				}
+				cfg, _ := r.options.checkpoints("7000")
+				if got := r.stored(cfg.Key + deadKey + at.String()); got != nil {
+					t.Errorf("the decision is kept: %s", got)
+				}
+				if got := r.delivered(); !slices.Equal(got, ids(0, 2)) {
+					t.Errorf("delivered %v", got)
+				}
+			})
+		})
+	}
+}
+
+// Whatever lies around it in its transaction is published.
+func TestADeadLetterInsideOfATransaction(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newCheckpointedRig(t, time.Second)
+		r.start()
+		bad := walsender.Message("outbox", nil)
+		c := r.commit(walsender.Message("other", nil), event(0), bad, event(1), bad, event(2))
+		for _, index := range []uint64{2, 4} {
+			r.mustEnd(Poison, "valid JSON")
+			at := first(c)
+			at.Index = index
+			if n := r.poisoned().Note; n == nil || n.Position != at.String() {
+				t.Fatalf("the note is %+v, want %s", n, at)
+			}
+			if _, err := MoveToDeadLetters(t.Context(), r.options, at); err != nil {
+				t.Fatal(err)
+			}
+			r.again()
+			r.start()
+		}
+		sleep(5 * time.Second)
+		if err := r.finish(); err != nil {
+			t.Fatal(err)
+		}
+		if got := firstCopies(r.delivered()); !slices.Equal(got, ids(0, 2)) {
+			t.Errorf("delivered %v", got)
+		}
+		if n := len(r.deadLetters()); n != 2 {
+			t.Errorf("%d dead letters", n)
+		}
+	})
+}
+
+func TestWhatIsNotMovedToDeadLetters(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newCheckpointedRig(t, time.Second)
+		refused := func(what string, at decode.Position, says string) {
+			t.Helper()
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			letter, err := MoveToDeadLetters(ctx, r.options, at)
+			if classOf(err) != Fatal || !strings.Contains(err.Error(), says) {
+				t.Errorf("%s: %v (%+v), want %q", what, err, letter, says)
+			}
+		}
+		refused("no checkpoint", decode.Position{SystemID: "7000", Timeline: 1, CommitLSN: 0x1500000}, "has no checkpoint")
+		r.start()
+		published := r.commit(event(0))
+		sleep(5 * time.Second)
+		refused("while the bridge runs", first(published), `slot "walferry" is held by pid 1 application somebody`)
+		if err := r.finish(); err != nil {
+			t.Fatal(err)
+		}
+		good := r.commit(walsender.Message("other", nil), event(1))
+		refused("published", first(published), "the checkpoint ")
+		at := first(good)
+		refused("not an event", at, "there is no outbox event "+at.String())
+		at.Index = 1
+		refused("not poison", at, "it can be published")
+		at.Timeline = 2
+		refused("another timeline", at, "there is no outbox event")
+		at.SystemID = "7001"
+		refused("another cluster", at, "position of another cluster")
+		r.commit(event(2))
+		at = first(good)
+		at.CommitLSN++
+		refused("between two transactions", at, "there is no outbox event")
+		refused("behind the end", decode.Position{SystemID: "7000", Timeline: 1, CommitLSN: decode.LSN(r.pg.WALEnd())}, "there is no outbox event")
+		// Another table was the outbox before this one, and was renamed.
+		older, row := outboxRelation, bytes.Clone(badRow(""))
+		older.ID, row[4] = older.ID+1, row[4]+1
+		renamed := older
+		renamed.Name = "events"
+		late := r.commit(walsender.Row(older, row), walsender.Row(renamed, row))
+		refused("behind a table's definition", first(r.commit(event(3))), "renamed to public.events")
+		if _, err := MoveToDeadLetters(t.Context(), r.options, first(late)); err != nil {
+			t.Fatal(err)
+		}
+		r.again()
+		r.start()
+		r.mustEnd(Poison, "renamed to public.events")
+		if n := r.poisoned().Note; n == nil || !n.Definition || n.ID != "" {
+			t.Errorf("the note is %+v", n)
+		}
+		at = first(late)
+		at.Index = 1
+		refused("a table's definition", at, "renamed to public.events")
+		r.decide(at) // as nobody can: of the row behind the definition
+		r.again()
+		r.start()
+		r.mustEnd(Poison, "renamed to public.events")
+		r.options.Checkpoint.Topic = ""
+		refused("no checkpoints", at, "needs checkpoints")
+		if _, err := ReadPoison(t.Context(), r.options); !errors.Is(err, errNeedsCheckpoints) {
+			t.Errorf("show without checkpoints: %v", err)
+		}
+		if n := len(r.deadLetters()); n != 1 {
+			t.Errorf("%d dead letters", n)
+		}
+		if got := r.delivered(); !slices.Equal(got, ids(0, 2)) {
+			t.Errorf("delivered %v", got)
+		}
+	})
+}
+
+// The dead letter comes first: when the decision cannot be written the event is still in the way.
+func TestADeadLetterWithoutADecision(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newCheckpointedRig(t, time.Second)
+		r.start()
+		at := first(r.commit(walsender.Message("outbox", nil)))
+		r.mustEnd(Poison, "valid JSON")
+		commits := 0
+		r.kafka.ControlKey(int16(kmsg.EndTxn), func(request kmsg.Request) (kmsg.Response, error, bool) {
+			r.kafka.KeepControl()
+			if commits++; commits != 2 { // the first is of the store that takes over
+				return nil, nil, false
+			}
+			response := request.ResponseKind().(*kmsg.EndTxnResponse)
+			response.ErrorCode = kerr.ProducerFenced.Code
+			return response, nil, true
+		})
+		if _, err := MoveToDeadLetters(t.Context(), r.options, at); err == nil || !strings.Contains(err.Error(), "could not be noted") {
+			t.Fatalf("%v", err)
+		}
+		r.again()
+		r.start()
+		r.mustEnd(Poison, "valid JSON")
+		if _, err := MoveToDeadLetters(t.Context(), r.options, at); err != nil {
+			t.Fatal(err)
+		}
+		r.again()
+		r.start()
+		sleep(5 * time.Second)
+		if err := r.finish(); err != nil {
+			t.Fatal(err)
+		}
+		if n := len(r.deadLetters()); n != 2 {
+			t.Errorf("%d dead letters, want one too many", n)
+		}
+	})
+}

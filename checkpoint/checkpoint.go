@@ -1,0 +1,139 @@
+// Package checkpoint keeps the position of a bridge in Kafka, beside the events. Postgres
+// forgets confirmed LSNs when it crashes, and cannot tell a slot from another one that was
+// created later under its name; a checkpoint that is written before the slot is confirmed
+// makes duplicates few, and gaps visible.
+package checkpoint
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+
+	"github.com/walferry/walferry/replication"
+)
+
+// Checkpoint is what is known for good of the events of one slot.
+type Checkpoint struct {
+	Version  int    `json:"version"`
+	SystemID string `json:"system_id"` // of the Postgres cluster
+	Timeline uint32 `json:"timeline"`  // of the server when it was written
+	// Pos is the LSN before which everything is acknowledged by Kafka.
+	Pos LSN `json:"pos"`
+	// OpenCommit, if not 0, is the commit LSN of a transaction of which the events before
+	// OpenIndex are acknowledged as well.
+	OpenCommit LSN    `json:"open_commit_lsn,omitzero"`
+	OpenIndex  uint64 `json:"open_index,omitempty"`
+	// Time is when it was written, by our clock.
+	Time time.Time `json:"time"`
+	// Membership is what was published when it was written.
+	Membership replication.Membership `json:"membership"`
+	// Snapshot is a pg_current_snapshot() all of whose visible transactions commit before Pos.
+	Snapshot string `json:"snapshot,omitempty"`
+}
+
+// version is that of the JSON. Readers refuse a later one.
+const version = 1
+
+// LSN is an LSN in Postgres' own notation in JSON.
+type LSN struct{ replication.LSN }
+
+// MarshalText implements encoding.TextMarshaler.
+func (l LSN) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler. It takes what MarshalText writes and nothing
+// else: pglogrepl alone would read an LSN out of a damaged text.
+func (l *LSN) UnmarshalText(text []byte) (err error) {
+	l.LSN, err = pglogrepl.ParseLSN(string(text))
+	if err == nil && l.String() != string(text) {
+		err = fmt.Errorf("%q is not an LSN", text)
+	}
+	return err
+}
+
+// CorruptError is a checkpoint that cannot be read.
+type CorruptError struct{ Reason string }
+
+func (e *CorruptError) Error() string { return "the checkpoint cannot be used: " + e.Reason }
+
+// Parse reads a checkpoint. It fails with *CorruptError.
+func Parse(value []byte) (*Checkpoint, error) {
+	var c Checkpoint
+	if err := json.Unmarshal(value, &c); err != nil {
+		return nil, &CorruptError{err.Error()}
+	}
+	if c.Version != version || c.SystemID == "" || c.Timeline == 0 || c.Pos.LSN == 0 {
+		return nil, &CorruptError{fmt.Sprintf("it has version %d, system identifier %q, timeline %d and position %s; walferry writes version %d and all of the others",
+			c.Version, c.SystemID, c.Timeline, c.Pos, version)}
+	}
+	return &c, nil
+}
+
+// Progress returns what is published.
+func (c *Checkpoint) Progress() replication.Progress {
+	return replication.Progress{Flushed: c.Pos.LSN, Commit: c.OpenCommit.LSN, Index: c.OpenIndex}
+}
+
+// Found is what a session finds when the slot is its own.
+type Found struct {
+	Slot       string
+	SystemID   string
+	Timelines  replication.Timelines
+	Start      replication.LSN // confirmed_flush_lsn
+	Membership replication.Membership
+}
+
+// Range is a part of the WAL, from one LSN to another.
+type Range struct{ From, To replication.LSN }
+
+// Resume says where a session goes on.
+type Resume struct {
+	// From is what is published already; its events are skipped, no others are.
+	From replication.Progress
+	// Phantoms, if not empty, is WAL that a promotion has thrown away: events in it may have
+	// been published and do not exist in the database.
+	Phantoms Range
+}
+
+// Resume compares the checkpoint with what is found. With a *replication.GapError it returns where to go
+// on if the gap is accepted.
+//
+// An LSN only means something together with its timeline: after a promotion new events may lie
+// at LSNs that the old primary has used (docs/adr/0008). So the position is cut back to where
+// the checkpoint's timeline was left.
+func (c *Checkpoint) Resume(f Found) (Resume, error) {
+	anew := Resume{From: replication.Progress{Flushed: f.Start}}
+	gap := func(format string, args ...any) error {
+		return &replication.GapError{Slot: f.Slot, Reason: fmt.Sprintf(format, args...), From: c.Pos.LSN, To: f.Start}
+	}
+	if c.SystemID != f.SystemID {
+		return anew, gap("the checkpoint is of the cluster with system identifier %s, the server is of %s", c.SystemID, f.SystemID)
+	}
+	left, ok := f.Timelines.End(c.Timeline)
+	if !ok {
+		return anew, gap("the checkpoint was written on timeline %d, which the server has never been on", c.Timeline)
+	}
+	r := Resume{From: c.Progress()}
+	if published := max(c.Pos.LSN, c.OpenCommit.LSN); published > left {
+		r.Phantoms = Range{left, published}
+		r.From = replication.Progress{Flushed: min(c.Pos.LSN, left)}
+	}
+	if f.Start > r.From.Flushed {
+		return anew, gap("its confirmed_flush_lsn is ahead of the checkpoint; it was recreated, or somebody has advanced it")
+	}
+	if changed := c.Membership.Changed(f.Membership); changed != "" {
+		return r, &replication.GapError{Slot: f.Slot, Reason: changed, From: c.Pos.LSN}
+	}
+	return r, nil
+}
+
+// merge returns the progress that may be written by a session that resumed at r and has come
+// to p: a session that is still skipping must not fall behind what it resumed from.
+func merge(r, p replication.Progress) replication.Progress {
+	p.Flushed = max(p.Flushed, r.Flushed)
+	if r.Commit != 0 && p.Flushed <= r.Commit && (p.Commit != r.Commit || p.Index < r.Index) {
+		p.Commit, p.Index = r.Commit, r.Index
+	}
+	return p
+}

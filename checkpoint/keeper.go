@@ -1,0 +1,169 @@
+package checkpoint
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/walferry/walferry/replication"
+)
+
+// Keeper writes the checkpoints of one session, and says what may be confirmed to Postgres:
+// never more than is written.
+type Keeper struct {
+	Store *Store
+	Key   string // of the current checkpoint
+	// Interval is the least time between two checkpoints, unless there is a Hurry.
+	Interval time.Duration
+	// Progress returns how far the session has come.
+	Progress func() replication.Progress
+	// Written, if not nil, is called after each checkpoint.
+	Written func(*Checkpoint)
+
+	resumed replication.Progress
+	next    Checkpoint // what is the same in all of a session
+	durable atomic.Uint64
+	hurry   atomic.Bool
+
+	mu        sync.Mutex // guards the following
+	candidate snapshot
+	snapshot  string // the last one that has become true
+
+	last   replication.Progress // that was written
+	at     time.Time            // of the last checkpoint
+	minute string               // of the last entry of the index
+}
+
+// snapshot is true of every position from lsn on.
+type snapshot struct {
+	text string
+	lsn  replication.LSN
+}
+
+// tick is how often a Keeper looks for progress.
+const tick = 100 * time.Millisecond
+
+// Begin sets where the session goes on. It must be called once, before all others. What the
+// topic holds says so already, unless rewrite is true: then Begin writes it.
+func (k *Keeper) Begin(ctx context.Context, f Found, r Resume, rewrite bool) error {
+	k.next = Checkpoint{Version: version, SystemID: f.SystemID, Timeline: f.Timelines.Current(), Membership: f.Membership}
+	k.resumed, k.last = r.From, r.From
+	if rewrite {
+		return k.write(ctx, r.From)
+	}
+	k.durable.Store(uint64(r.From.Flushed))
+	return nil
+}
+
+// Confirmable returns the LSN that may be confirmed.
+func (k *Keeper) Confirmable() replication.LSN {
+	return min(k.Progress().Flushed, replication.LSN(k.durable.Load()))
+}
+
+// Hurry makes the Keeper write at each progress from now on, for somebody waits for it.
+func (k *Keeper) Hurry() { k.hurry.Store(true) }
+
+// Observe takes a look at the slot, for the snapshot in it.
+func (k *Keeper) Observe(s *replication.Slot) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.candidate.text == "" { // one that waits must not be replaced, or none would ever be reached
+		k.candidate = snapshot{s.Snapshot, s.SnapshotLSN}
+	}
+}
+
+// Run writes checkpoints until ctx is done; writing ends the write that is under way then. After
+// an error nothing more may be written.
+func (k *Keeper) Run(ctx, writing context.Context) error {
+	ticker := time.NewTicker(tick)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case now := <-ticker.C:
+			if ctx.Err() != nil { // select may choose the tick: what is left is for a last Write
+				return nil
+			}
+			if !k.hurry.Load() && now.Sub(k.at) < k.Interval {
+				continue
+			}
+			if err := k.Write(writing); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// Write writes a checkpoint if there is progress. It must not be called while Run runs.
+func (k *Keeper) Write(ctx context.Context) error {
+	if p := merge(k.resumed, k.Progress()); p != k.last {
+		return k.write(ctx, p)
+	}
+	return nil
+}
+
+func (k *Keeper) write(ctx context.Context, p replication.Progress) error {
+	c := k.next
+	c.Pos, c.OpenCommit, c.OpenIndex, c.Time = LSN{p.Flushed}, LSN{p.Commit}, p.Index, time.Now().UTC()
+	c.Snapshot = k.trueSnapshot(p.Flushed)
+	value, err := json.Marshal(&c)
+	if err != nil {
+		return fmt.Errorf("encode the checkpoint: %w", err)
+	}
+	values := map[string][]byte{k.Key: value}
+	minute := c.Time.Format(minuteFormat)
+	if minute != k.minute {
+		k.index(values, &c, minute)
+	}
+	if err := k.Store.Write(ctx, values); err != nil {
+		return err
+	}
+	k.last, k.at, k.minute = p, c.Time, minute
+	k.durable.Store(uint64(p.Flushed))
+	if k.Written != nil {
+		k.Written(&c)
+	}
+	return nil
+}
+
+// trueSnapshot returns the last snapshot all of which commits before pos.
+func (k *Keeper) trueSnapshot(pos replication.LSN) string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.candidate.text != "" && k.candidate.lsn <= pos {
+		k.snapshot, k.candidate = k.candidate.text, snapshot{}
+	}
+	return k.snapshot
+}
+
+// The index says for each minute which LSN was reached, for one to go back to a time.
+const (
+	minuteFormat = "2006-01-02T15:04Z"
+	indexKept    = 7 * 24 * time.Hour
+)
+
+type indexed struct {
+	Pos  LSN       `json:"pos"`
+	Time time.Time `json:"time"`
+}
+
+// index adds the minute's entry, and tombstones for those that are too old.
+func (k *Keeper) index(values map[string][]byte, c *Checkpoint, minute string) {
+	prefix := k.Key + "/t/"
+	value, _ := json.Marshal(indexed{c.Pos, c.Time}) // it has only what can be encoded
+	values[prefix+minute] = value
+	held := k.Store.Values()
+	held[prefix+minute] = value
+	oldest := prefix + c.Time.Add(-indexKept).Format(minuteFormat)
+	for key := range held {
+		if strings.HasPrefix(key, prefix) && key < oldest {
+			values[key] = nil
+			delete(held, key)
+		}
+	}
+}
