@@ -1,0 +1,326 @@
+package sim
+
+import (
+	"context"
+	"encoding/binary"
+	"math/rand/v2"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kbin"
+	"github.com/twmb/franz-go/pkg/kmsg"
+)
+
+// side is what a connection leads to.
+type side int
+
+const (
+	toPostgres side = iota
+	toKafka
+)
+
+// wire is a connection of the bridge. It breaks where a fault says, to the byte, and to
+// Kafka it has a latency.
+type wire struct {
+	net.Conn
+	process *process
+	side    side
+	dead    chan struct{} // closed when the wire is cut
+	poke    chan struct{} // the read deadline has changed
+
+	mu        sync.Mutex // guards the following
+	cutRead   int        // bytes still to be read before the wire is cut, negative: any number
+	cutWrite  int        // the same for those that are written
+	wasCut    bool
+	requests  []int16 // keys of the requests to Kafka that have no response yet
+	readUntil time.Time
+
+	// of the goroutine that reads from Kafka
+	r     *rand.Rand
+	in    []byte // the response that is arriving
+	ready []byte // what is left of the response that has arrived
+	due   time.Time
+}
+
+func newWire(conn net.Conn, p *process, s side) *wire {
+	w := &wire{
+		Conn: conn, process: p, side: s, dead: make(chan struct{}), poke: make(chan struct{}, 1),
+		cutRead: -1, cutWrite: -1,
+	}
+	p.world.mu.Lock()
+	defer p.world.mu.Unlock()
+	w.r = p.world.random(streamWire + p.world.wires)
+	p.world.wires++
+	if cut := p.world.nextCut[s]; cut != nil {
+		p.world.nextCut[s] = nil
+		w.cutRead, w.cutWrite = cut.read, cut.write
+	}
+	if p.killed {
+		w.cut()
+	}
+	p.live[w] = struct{}{}
+	return w
+}
+
+// cut breaks the connection. What was written before still arrives.
+func (w *wire) cut() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.wasCut {
+		w.wasCut = true
+		close(w.dead)
+		w.Conn.Close()
+	}
+}
+
+func (w *wire) Close() error {
+	w.cut()
+	w.process.forget(w)
+	return nil
+}
+
+// strike cuts the wire where a fault wanted it cut.
+func (w *wire) strike() error {
+	w.cut()
+	w.process.world.struck(map[side]*fault{toPostgres: &cutPostgres, toKafka: &cutKafka}[w.side])
+	return syscall.ECONNRESET
+}
+
+// failed makes errors of a cut wire look as those of a broken connection.
+func (w *wire) failed(err error) error {
+	select {
+	case <-w.dead:
+		return syscall.ECONNRESET
+	default:
+		return err
+	}
+}
+
+func (w *wire) Write(b []byte) (int, error) {
+	if w.side == toKafka {
+		w.request(b)
+	}
+	w.mu.Lock()
+	limit := w.cutWrite
+	if limit >= 0 {
+		w.cutWrite = max(0, limit-len(b))
+	}
+	w.mu.Unlock()
+	if limit < 0 || limit >= len(b) {
+		n, err := w.Conn.Write(b)
+		if err != nil {
+			err = w.failed(err)
+		}
+		return n, err
+	}
+	n, err := w.Conn.Write(b[:limit])
+	if err != nil {
+		return n, w.failed(err)
+	}
+	return n, w.strike()
+}
+
+// request notes a request to Kafka: the client writes each at once.
+func (w *wire) request(b []byte) {
+	key := int16(binary.BigEndian.Uint16(b[4:]))
+	w.mu.Lock()
+	w.requests = append(w.requests, key)
+	w.mu.Unlock()
+	if key != int16(kmsg.Produce) {
+		return
+	}
+	if id, ok := producerID(b); ok {
+		w.process.world.history.produces(w.process, id)
+	}
+}
+
+// producerID returns the producer ID of a produce request, unless all its batches are empty:
+// the client may have given them up while the request was on its way.
+func producerID(b []byte) (id int64, ok bool) {
+	r := kbin.Reader{Src: b[6:]}
+	request := kmsg.NewPtrProduceRequest()
+	request.SetVersion(r.Int16())
+	r.Int32() // correlation ID
+	r.NullableString()
+	if request.IsFlexible() {
+		kmsg.SkipTags(&r)
+	}
+	if err := request.ReadFrom(r.Src); err != nil {
+		panic(err) // the client and we use the same library
+	}
+	const offset = 43 // of the producer ID in a record batch
+	for _, t := range request.Topics {
+		for _, p := range t.Partitions {
+			if len(p.Records) > 0 {
+				return int64(binary.BigEndian.Uint64(p.Records[offset:])), true
+			}
+		}
+	}
+	return 0, false
+}
+
+func (w *wire) Read(b []byte) (int, error) {
+	w.mu.Lock()
+	limit := w.cutRead
+	w.mu.Unlock()
+	if limit == 0 {
+		return 0, w.strike()
+	}
+	if limit > 0 {
+		b = b[:min(len(b), limit)]
+	}
+	n, err := w.arrived(b)
+	if limit > 0 {
+		w.mu.Lock()
+		w.cutRead = limit - n
+		w.mu.Unlock()
+	}
+	if err != nil {
+		err = w.failed(err)
+	}
+	return n, err
+}
+
+// arrived reads what has arrived. A response of Kafka arrives whole, after its latency.
+func (w *wire) arrived(b []byte) (int, error) {
+	if w.side == toPostgres {
+		return w.Conn.Read(b)
+	}
+	if len(w.ready) == 0 {
+		if err := w.response(); err != nil {
+			return 0, err
+		}
+	}
+	n := copy(b, w.ready)
+	w.ready = w.ready[n:]
+	return n, nil
+}
+
+// response reads the next response of Kafka and lets its latency pass.
+func (w *wire) response() error {
+	if w.due.IsZero() {
+		if err := w.fill(4); err != nil {
+			return err
+		}
+		if err := w.fill(4 + int(binary.BigEndian.Uint32(w.in))); err != nil {
+			return err
+		}
+		w.mu.Lock()
+		key := w.requests[0]
+		w.requests = w.requests[1:]
+		w.mu.Unlock()
+		delay, lost := w.process.world.answered(w.r, key)
+		if lost {
+			w.cut()
+			return syscall.ECONNRESET
+		}
+		w.due = time.Now().Add(delay)
+	}
+	if err := w.wait(); err != nil {
+		return err
+	}
+	w.ready, w.in, w.due = w.in, nil, time.Time{}
+	return nil
+}
+
+// fill reads until n bytes of the response are there.
+func (w *wire) fill(n int) error {
+	for len(w.in) < n {
+		b := make([]byte, n-len(w.in))
+		read, err := w.Conn.Read(b)
+		w.in = append(w.in, b[:read]...)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// wait waits until the response is due.
+func (w *wire) wait() error {
+	for {
+		w.mu.Lock()
+		until := w.readUntil
+		w.mu.Unlock()
+		now := time.Now()
+		switch {
+		case !until.IsZero() && !now.Before(until):
+			return os.ErrDeadlineExceeded
+		case !now.Before(w.due):
+			return nil
+		}
+		next := w.due
+		if !until.IsZero() && until.Before(next) {
+			next = until
+		}
+		timer := time.NewTimer(next.Sub(now))
+		select {
+		case <-timer.C:
+		case <-w.poke:
+		case <-w.dead:
+			timer.Stop()
+			return syscall.ECONNRESET
+		}
+		timer.Stop()
+	}
+}
+
+func (w *wire) SetReadDeadline(t time.Time) error {
+	w.mu.Lock()
+	w.readUntil = t
+	w.mu.Unlock()
+	select {
+	case w.poke <- struct{}{}:
+	default:
+	}
+	return w.Conn.SetReadDeadline(t)
+}
+
+func (w *wire) SetDeadline(t time.Time) error {
+	if err := w.SetReadDeadline(t); err != nil {
+		return err
+	}
+	return w.Conn.SetWriteDeadline(t)
+}
+
+// roundTrip is how long it takes to be refused.
+const roundTrip = 20 * time.Millisecond
+
+// cutAt says where a wire will break.
+type cutAt struct{ read, write int }
+
+// refused is a dial that nobody answers.
+func refused(network string) error {
+	return &net.OpError{Op: "dial", Net: network, Err: syscall.ECONNREFUSED}
+}
+
+func (p *process) dialPostgres(ctx context.Context, network, addr string) (net.Conn, error) {
+	if p.isKilled() {
+		return nil, refused(network)
+	}
+	conn, err := p.world.pg.Dial(ctx, network, addr)
+	if err != nil {
+		return nil, err
+	}
+	return newWire(conn, p, toPostgres), nil
+}
+
+func (p *process) dialKafka(ctx context.Context, network, addr string) (net.Conn, error) {
+	if p.isKilled() || p.world.brokersAreDown() {
+		// It takes a moment, for franz-go 1.22.2 tries again without a pause when it cannot add
+		// partitions to a transaction, and time would stand still.
+		select {
+		case <-time.After(roundTrip):
+		case <-ctx.Done():
+		}
+		return nil, refused(network)
+	}
+	conn, err := p.world.network.DialContext(ctx, network, addr)
+	if err != nil {
+		return nil, err
+	}
+	return newWire(conn, p, toKafka), nil
+}
