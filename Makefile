@@ -4,7 +4,8 @@
 GO ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 COMMIT ?= $(shell git rev-parse --verify --short HEAD 2>/dev/null || echo unknown)
-FUZZTIME ?= 60s
+TIME ?= 60s
+SEEDS ?= 10000
 GOLANGCI_LINT_VERSION := v2.15.0
 
 # Without a usable home directory every cache moves under .cache: Go's, the
@@ -29,7 +30,7 @@ GOLANGCI_LINT := .cache/bin/golangci-lint-$(GOLANGCI_LINT_VERSION)
 
 # A recipe runs this as `$(unit_packages) && go test $$packages`, so that a
 # package that does not load stops it.
-unit_packages = all=$$($(GO) list ./...) && packages=$$(echo "$$all" | grep -vE '/test/integration|/internal/servers$$')
+unit_packages = all=$$($(GO) list ./...) && packages=$$(echo "$$all" | grep -vE '/test/(integration|sim)|/internal/servers$$')
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -50,11 +51,14 @@ demo: build ## Run the demo: Postgres to Kafka on this machine (EVENTS=n sets ho
 
 # The fuzz targets' seeds are ordinary tests to `go test`: unit runs them all.
 .PHONY: test
-test: vet lint unit integration ## Run everything a change must pass: vet, lint, unit with fuzz seeds, integration
+test: vet lint unit ## Run everything a change must pass: vet, lint, unit with fuzz seeds, simulation, integration
+	@$(MAKE) sim SEEDS=2000
+	@$(MAKE) integration
 
 .PHONY: vet
 vet: ## Run go vet
 	$(GO) vet ./...
+	$(GO) vet -tags faults,capture ./test/integration
 
 .PHONY: lint
 lint: $(GOLANGCI_LINT) ## Run golangci-lint, formatting included
@@ -68,14 +72,43 @@ fmt: $(GOLANGCI_LINT) ## Format the code the way lint wants it
 unit: ## Run the unit tests and every fuzz seed, under the race detector
 	$(unit_packages) && $(TEST) $$packages
 
+# The seed of a panic is in its traceback, by a label of the goroutine.
+simulate = cd test/sim && GODEBUG=tracebacklabels=1 $(GO) test -count 1 -timeout 60m -run TestSimulation
+
+.PHONY: sim
+sim: ## Simulate SEEDS (10000) runs of everything with faults, in fake time
+	$(simulate) -seeds $(SEEDS)
+
+.PHONY: nightly
+nightly: ## Simulate 50000 runs with seeds from the clock
+	$(simulate) -first 0 -seeds 50000
+
+.PHONY: mutants
+mutants: ## Plant known bugs one at a time; the tests must turn red for each
+	$(GO) run ./test/mutants
+
+.PHONY: faults
+faults: servers build ## Break real servers by the fault matrix (ROW=1,20: only these rows)
+	$(GO) test -c -tags faults -o bin/faults.test ./test/integration
+	cd test/integration && ROW='$(ROW)' ../../bin/faults.test -test.run '^TestFaults$$' -test.timeout 90m
+
+.PHONY: soak
+soak: servers build ## Break real servers at random (MINUTES=2; SEED=n repeats the choices)
+	$(GO) test -c -tags faults -o bin/faults.test ./test/integration
+	cd test/integration && SEED='$(SEED)' MINUTES='$(MINUTES)' ../../bin/faults.test -test.run '^TestSoak$$' -test.timeout 0
+
 .PHONY: fuzz
-fuzz: ## Fuzz each target for FUZZTIME (60s)
+fuzz: ## Fuzz each target for TIME (60s)
 	@grep -rHo --include='*_test.go' --exclude-dir=.cache '^func Fuzz[A-Za-z0-9_]*' . | \
 	while IFS=: read -r file func; do \
 		name=$${func#func }; \
 		echo "$(GO) test -fuzz $$name $$(dirname "$$file")"; \
-		$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$(dirname "$$file")" </dev/null || exit 1; \
+		$(GO) test -run '^$$' -vet=off -fuzz "^$$name\$$" -fuzztime $(TIME) -fuzzminimizetime 1s "$$(dirname "$$file")" </dev/null || exit 1; \
 	done
+
+.PHONY: captures
+captures: servers ## Write the captured streams in testdata anew, from Postgres 14 to 18
+	$(GO) test -tags capture -count=1 -run TestCapture ./test/integration
 
 .PHONY: servers
 servers: ## Fetch Postgres and Kafka for the integration tests into .cache, once
