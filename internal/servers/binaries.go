@@ -48,11 +48,7 @@ func unpackedIn(cache, jar string, account *syscall.Credential) (string, error) 
 	if err := checkReach(filepath.Dir(cache), account); err != nil {
 		return "", err
 	}
-	err := os.Mkdir(cache, 0o755)
-	if err == nil {
-		err = os.Chmod(cache, 0o755) // whatever the umask
-	}
-	if err != nil && !errors.Is(err, os.ErrExist) {
+	if err := os.Mkdir(cache, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 		return "", err
 	}
 	info, err := os.Lstat(cache)
@@ -60,8 +56,14 @@ func unpackedIn(cache, jar string, account *syscall.Credential) (string, error) 
 		return "", err
 	}
 	// In a directory like /tmp, anybody can have put a directory of that name there, with any binaries in it.
-	if owner := ownerOf(info); !info.IsDir() || info.Mode().Perm() != 0o755 || (owner != 0 && owner != os.Geteuid()) {
-		return "", fmt.Errorf("%s is not a directory of this account with mode 0755: remove it", cache)
+	owner := ownerOf(info)
+	if !info.IsDir() || info.Mode().Perm()&0o022 != 0 || (owner != 0 && owner != os.Geteuid()) {
+		return "", fmt.Errorf("%s is not a directory that only this account or root can change: remove it", cache)
+	}
+	if owner == os.Geteuid() {
+		if err := os.Chmod(cache, 0o755); err != nil { // whatever the umask
+			return "", err
+		}
 	}
 	dir := filepath.Join(cache, strings.TrimSuffix(filepath.Base(jar), ".jar"))
 	if _, err := os.Stat(dir); err == nil {
