@@ -123,8 +123,6 @@ func (s *session) find(ctx context.Context, at decode.Position) (*DeadLetter, *k
 		c, err := s.decoder.Decode(m.Data)
 		contract, ok := errors.AsType[*decode.ContractError](err)
 		switch {
-		case ok && contract.Definition:
-			return nil, nil, &DeadLetterError{contract.Error(), "this is the definition of a table and no event, which cannot be moved: let outbox.table follow it"}
 		case ok && contract.Position == at:
 			letter.Where, letter.Reason = contract.Where, strings.TrimSpace(contract.Column+" "+contract.Reason)
 			return letter, s.letter(at, letter, m.Data, contract.ID), nil

@@ -22,8 +22,6 @@ type PoisonNote struct {
 	ID       string    `json:"id,omitempty"` // of the event, shortened to maxNotedID; empty if it cannot be read
 	Reason   string    `json:"reason"`
 	Time     time.Time `json:"time"` // when the bridge halted, by our clock
-	// Definition says that the table's definition is at fault, and no event can be moved away.
-	Definition bool `json:"definition,omitempty"`
 }
 
 // Poisoned is what the checkpoints of a slot say of events that cannot be published.
@@ -131,7 +129,7 @@ func (s *session) passes(p *decode.Position) bool {
 // passesOver reports whether err is of one event that passes.
 func (s *session) passesOver(err error) bool {
 	e, ok := errors.AsType[*decode.ContractError](err)
-	return ok && !e.Definition && s.passes(&e.Position)
+	return ok && s.passes(&e.Position)
 }
 
 // notePoison writes down on what the bridge halts, for `walferry poison show`. The log has it too.
@@ -141,7 +139,7 @@ func (s *session) notePoison(ctx context.Context, err error) {
 	}
 	note := PoisonNote{Time: time.Now().UTC().Truncate(time.Second)}
 	if e, ok := errors.AsType[*decode.ContractError](err); ok {
-		note.Position, note.Where, note.ID, note.Definition = e.Position.String(), e.Where, e.ID, e.Definition
+		note.Position, note.Where, note.ID = e.Position.String(), e.Where, e.ID
 		note.Reason = strings.TrimSpace(e.Column + " " + e.Reason)
 	} else if e, ok := errors.AsType[*sink.PoisonError](err); ok {
 		note.Position, note.Where, note.ID, note.Reason = e.Position.String(), s.decode.Where(e.Source), e.ID, e.Reason

@@ -180,6 +180,7 @@ func (s *session) confirm(ctx context.Context, err error) error {
 	}
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 	defer cancel()
+	s.inflight.EndRun() // or the next session repeats what precedes the halt
 	confirmErr := s.lastCheckpoint(last)
 	s.notePoison(last, err)
 	drained := err == nil

@@ -60,9 +60,6 @@ type ContractError struct {
 	Column   string // column or JSON member, may be empty
 	Reason   string
 	ID       string // of the event, empty if it cannot be read
-	// Definition says that the table's definition is at fault, as it came before any row:
-	// there is no one event that could be left out.
-	Definition bool
 }
 
 func (e *ContractError) Error() string {
@@ -76,8 +73,8 @@ func (e *ContractError) Error() string {
 // Config is what a Decoder must know of the world.
 type Config struct {
 	Tables []Table
-	// OIDs are those of Tables now, nil if they are not known: rows that were written before a
-	// table was renamed carry its old name, but its OID.
+	// OIDs are those of Tables now: rows that were written before a table was renamed carry its
+	// old name, but its OID. Rows of a table that has had neither are not events.
 	OIDs     []uint32
 	Prefix   string // of logical messages that are events; empty: none are
 	SystemID string
@@ -105,8 +102,8 @@ func NewDecoder(cfg Config) *Decoder {
 }
 
 // Decode reads one pgoutput message. Its errors are *MalformedError and *ContractError. After a
-// ContractError of one event, without Definition, the next message may follow, for the event
-// has been counted; after any other error the Decoder must not be used again.
+// ContractError the next message may follow, for the event has been counted; after any other
+// error the Decoder must not be used again.
 func (d *Decoder) Decode(wal []byte) (*Change, error) {
 	r := reader{b: wal}
 	d.change = Change{Kind: Skip}

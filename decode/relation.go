@@ -1,9 +1,6 @@
 package decode
 
-import (
-	"fmt"
-	"slices"
-)
+import "slices"
 
 // Columns names the columns of an outbox table, or the members of a logical
 // message's JSON object, by their role. Type may be empty: there is none.
@@ -76,13 +73,6 @@ func (d *Decoder) readRelation(r *reader) error {
 		return r.end()
 	}
 	rel := &relation{source: d.source(oid, schema, name)}
-	if old := d.relations[oid]; old != nil && old.source >= 0 && old.source != rel.source {
-		was := d.cfg.Tables[old.source]
-		err := d.contract(old.source, "", fmt.Sprintf(
-			"table %s.%s was renamed to %s.%s while it is configured as an outbox", was.Schema, was.Name, schema, name))
-		err.Definition = true
-		return err
-	}
 	seen := [roleCount]bool{roleNone: true}
 	for range columns {
 		r.uint8() // flags: part of the key

@@ -118,12 +118,6 @@ func (m *model) refuses(message []byte, refusal error) (resume bool, err error) 
 	}
 	at := m.position(m.index)
 	r, err := m.read(message)
-	if contract.Definition != (message[0] == 'R') {
-		return false, fmt.Errorf("%w, definition: %t", refusal, contract.Definition)
-	}
-	if contract.Definition {
-		return false, nil // the new name of a table stands before the columns, which pglogrepl may refuse
-	}
 	if !errors.Is(err, errPoison) {
 		return false, fmt.Errorf("%w, the model says %s", refusal, fmt.Sprint(err))
 	}
@@ -220,10 +214,6 @@ func (m *model) apply(r *reading, parsed pglogrepl.Message) error {
 			m.domains[p.DataType] = true
 		}
 	case *pglogrepl.RelationMessage:
-		old := m.relations[p.RelationID]
-		if old != nil && outboxOf(old) >= 0 && outboxOf(old) != outboxOf(p) {
-			return errPoison // renamed
-		}
 		m.relations[p.RelationID] = p
 		m.bytea[p.RelationID] = slices.ContainsFunc(p.Columns, func(c *pglogrepl.RelationMessageColumn) bool {
 			return outboxOf(p) >= 0 && c.Name == columnsOf(outboxOf(p))[4] && m.domains[c.DataType]

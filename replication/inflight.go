@@ -31,7 +31,7 @@ type LSN = pglogrepl.LSN
 // A failed event never leaves the window: by I4 and I5 it latches everything behind it.
 //
 // The unit of the window is a run of events of one transaction, so that Progress says how
-// far a large transaction has come. One goroutine calls Begin, Add, Commit, Open and Idle;
+// far a large transaction has come. One goroutine calls Begin, Add, EndRun, Commit, Open and Idle;
 // the functions that Add returns may be called from any, Flushed, Pending and Progress as well.
 type Inflight struct {
 	flushed atomic.Uint64
@@ -152,7 +152,7 @@ func (f *Inflight) Add(ctx context.Context, index uint64) (done func(error), err
 
 // next begins a run at the end of the window.
 func (f *Inflight) next(ctx context.Context) error {
-	f.closeRun()
+	f.EndRun()
 	f.mu.Lock()
 	for f.size() >= windowMax {
 		f.mu.Unlock()
@@ -192,8 +192,9 @@ func (f *Inflight) done(r *run, err error) {
 	}
 }
 
-// closeRun says that the open transaction's last run gets no more events.
-func (f *Inflight) closeRun() {
+// EndRun says that the open transaction's last run gets no more events, as Commit does: Progress
+// can pass it before it is full.
+func (f *Inflight) EndRun() {
 	if r := f.run; r != nil {
 		f.run = nil
 		if r.unfinished.Add(-1) == 0 {
@@ -219,10 +220,11 @@ func (f *Inflight) Commit(end LSN) error {
 	case f.size() > 0: // without events it takes no room behind a stuck one, but ends with it
 		f.window[len(f.window)-1].end = end
 	default:
+		f.partial = Progress{}
 		f.flushed.Store(uint64(end))
 	}
 	f.mu.Unlock()
-	f.closeRun()
+	f.EndRun()
 	return nil
 }
 

@@ -22,7 +22,7 @@ type modelTxn struct {
 	committed   bool
 	commit, end LSN
 	done        []bool // by event, whose indexes are its ordinals times indexStep
-	perRun      int
+	runs        []int  // that have ended: events before their ends
 }
 
 const indexStep = 3 // as if every third change were an event
@@ -40,16 +40,24 @@ func (m *model) flushed() LSN {
 	return flushed
 }
 
-// progress counts the whole runs at the head of the first unfinished transaction. A run is
-// whole when another follows it.
+// endRun ends a run behind the last event, if there is one.
+func (t *modelTxn) endRun() {
+	if n := len(t.done); n > 0 && (len(t.runs) == 0 || t.runs[len(t.runs)-1] < n) {
+		t.runs = append(t.runs, n)
+	}
+}
+
+// progress counts the finished runs at the head of the first unfinished transaction.
 func (m *model) progress() Progress {
 	p := Progress{Flushed: m.flushed()}
 	for _, t := range m.txns {
 		if t.finished() {
 			continue
 		}
-		for n := t.perRun; n < len(t.done) && !slices.Contains(t.done[:n], false); n += t.perRun {
-			p.Commit, p.Index = t.commit, uint64(n-1)*indexStep+1
+		for _, n := range t.runs {
+			if !slices.Contains(t.done[:n], false) {
+				p.Commit, p.Index = t.commit, uint64(n-1)*indexStep+1
+			}
 		}
 		return p
 	}
@@ -83,15 +91,18 @@ func runModel(seed uint64, steps int) error {
 	failRate := rng.IntN(3) // one run in three has no failures
 	for step := range steps {
 		lsn += LSN(1 + rng.Uint64N(100))
-		switch rng.IntN(6) {
+		switch rng.IntN(7) {
 		case 0:
 			if !f.Open() {
 				f.Begin(lsn, time.Time{})
-				m.txns = append(m.txns, &modelTxn{commit: lsn, perRun: f.perRun})
+				m.txns = append(m.txns, &modelTxn{commit: lsn})
 			}
 		case 1, 2:
 			if f.Open() {
 				t := m.txns[len(m.txns)-1]
+				if begun := slices.Max(append(t.runs, 0)); len(t.done)-begun == f.perRun {
+					t.endRun()
+				}
 				done, _ := f.Add(context.Background(), uint64(len(t.done))*indexStep)
 				events = append(events, event{done, t, len(t.done)})
 				t.done = append(t.done, false)
@@ -122,6 +133,10 @@ func runModel(seed uint64, steps int) error {
 			walEnd := lsn - LSN(rng.Uint64N(2)*rng.Uint64N(50))
 			f.Idle(walEnd)
 			m.keepalive(walEnd)
+		case 6:
+			if f.EndRun(); f.Open() {
+				m.txns[len(m.txns)-1].endRun()
+			}
 		}
 		if got, want := f.Flushed(), m.flushed(); got != want {
 			return fmt.Errorf("step %d: Flushed %s, the model says %s", step, got, want)

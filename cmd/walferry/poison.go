@@ -73,10 +73,6 @@ func printPoison(w io.Writer, path, database string, p *bridge.Poisoned) {
 		fmt.Fprintf(w, "  id      %q\n", n.ID)
 	}
 	fmt.Fprintf(w, "  reason  %s\n", n.Reason)
-	if n.Definition {
-		fmt.Fprintln(w, "  next    let outbox.table follow the table's definition: there is no event that could be moved")
-		return
-	}
 	fmt.Fprintf(w, "  next    correct what the reason names and restart walferry, or move the event out of the way:\n"+
 		"          walferry poison dead-letter --config %s --database %s %s\n", path, database, n.Position)
 }
