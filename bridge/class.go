@@ -104,8 +104,9 @@ var rules = []rule{
 		pgconn.ErrReadOnlyConnection, pgconn.ErrStandbyConnection), // target_session_attrs: a failover is under way
 	as(func(e *pgconn.PgError) verdict { return sqlState(e.Code) }),
 	published,
-	is(Fatal, "grant the client WRITE, DESCRIBE and, for kafka.topics.create, CREATE on the topic, and IDEMPOTENT_WRITE on clusters before 2.8",
-		kerr.TopicAuthorizationFailed, kerr.ClusterAuthorizationFailed, kerr.TransactionalIDAuthorizationFailed),
+	is(Fatal, "grant the client WRITE, DESCRIBE and, for kafka.topics.create, CREATE on the topic; READ and DESCRIBE_CONFIGS as well on checkpoint.topic; and IDEMPOTENT_WRITE on clusters before 2.8",
+		kerr.TopicAuthorizationFailed, kerr.ClusterAuthorizationFailed),
+	is(Fatal, "grant the client WRITE on transactional IDs that begin with walferry/", kerr.TransactionalIDAuthorizationFailed),
 	is(Fatal, "check kafka.sasl and the listener's mechanisms", kerr.SaslAuthenticationFailed, kerr.UnsupportedSaslMechanism, kerr.IllegalSaslState),
 	is(Fatal, "create the topic yourself: the broker refuses its defaults", kerr.PolicyViolation, kerr.InvalidReplicationFactor, kerr.InvalidPartitions),
 	as(func(e *tls.CertificateVerificationError) verdict { return certificates }),

@@ -49,7 +49,7 @@ func outage(t *testing.T, broker *servers.Broker) (end func()) {
 
 func TestBrokerIsKilledUnderLoad(t *testing.T) {
 	broker := breakableKafka(t)
-	w := newWorld(t, newest(t), func(cfg *config.Config) { cfg.Kafka.Brokers = []string{broker.Addr()} })
+	w := newWorld(t, newest(t), on(broker.Addr()))
 	l := w.startLoad(newSeed(t))
 	r := w.run("")
 	r.awaitState(bridge.Streaming)

@@ -94,6 +94,11 @@ kafka:
 	return w
 }
 
+// on makes a world publish to other brokers than the shared one.
+func on(brokers ...string) func(*config.Config) {
+	return func(cfg *config.Config) { cfg.Kafka.Brokers = brokers }
+}
+
 // withoutCheckpoints is for tests of what walferry notices by itself.
 func withoutCheckpoints(c *config.Config) { c.Checkpoint.Topic = "" }
 

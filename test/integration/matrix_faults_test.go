@@ -211,11 +211,6 @@ func (f *faultRun) threeBrokers() *servers.Cluster {
 	return f.env.cluster
 }
 
-// on makes a world publish to other brokers than the shared one.
-func on(brokers ...string) func(*config.Config) {
-	return func(cfg *config.Config) { cfg.Kafka.Brokers = brokers }
-}
-
 // senderTimeout makes the walsender give up on a silent bridge that early.
 func senderTimeout(cfg *config.Config, timeout time.Duration) {
 	cfg.Databases[0].DSN += config.Secret(fmt.Sprintf("&options=-c%%20wal_sender_timeout%%3D%d", timeout.Milliseconds()))

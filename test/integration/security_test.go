@@ -369,10 +369,11 @@ func TestKafkaSecurity(t *testing.T) {
 	t.Run("TLS", func(t *testing.T) { testKafkaOverTLS(t, broker, ca) })
 	t.Run("SASL", func(t *testing.T) { testKafkaWithSASL(t, broker, ca) })
 	t.Run("ACLs", func(t *testing.T) { testKafkaWithACLs(t, broker) })
+	t.Run("ACLs of checkpoints", func(t *testing.T) { testCheckpointsWithACLs(t, broker) })
 }
 
 func testKafkaOverTLS(t *testing.T, broker *servers.Broker, ca *authority) {
-	world, other, works := newWorld(t, newest(t), nil), newAuthority(t, "another ca"), delivers(broker.Addr())
+	world, other, works := newWorld(t, newest(t), on(broker.Addr())), newAuthority(t, "another ca"), delivers(broker.Addr())
 	trust := func(a *authority, more string) string {
 		return fmt.Sprintf("tls: {enabled: true, ca_file: %q%s}", a.file(), more)
 	}
@@ -407,7 +408,7 @@ func testKafkaOverTLS(t *testing.T, broker *servers.Broker, ca *authority) {
 }
 
 func testKafkaWithSASL(t *testing.T, broker *servers.Broker, ca *authority) {
-	world, works := newWorld(t, newest(t), nil), delivers(broker.Addr())
+	world, works := newWorld(t, newest(t), on(broker.Addr())), delivers(broker.Addr())
 	tls := fmt.Sprintf("tls: {enabled: true, ca_file: %q}", ca.file())
 	for _, test := range []struct {
 		name     string
@@ -436,37 +437,52 @@ func testKafkaWithSASL(t *testing.T, broker *servers.Broker, ca *authority) {
 	}
 }
 
-func testKafkaWithACLs(t *testing.T, broker *servers.Broker) {
-	w := newWorld(t, newest(t), nil)
-	w.cfg.Kafka = kafkaConfig(t, broker.ListenerAddr("SCRAM"), saslKeys("SCRAM-SHA-512", "limited", secretPassword))
+// limited is a client that may do what grantLimited grants.
+func limited(t *testing.T, broker *servers.Broker) config.Kafka {
+	t.Helper()
+	return kafkaConfig(t, broker.ListenerAddr("SCRAM"), saslKeys("SCRAM-SHA-512", "limited", secretPassword))
+}
+
+func adminOf(t *testing.T, broker *servers.Broker) *kadm.Client {
+	t.Helper()
 	client, err := kgo.NewClient(kgo.SeedBrokers(broker.Addr()))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer client.Close()
-	admin := kadm.NewClient(client)
+	t.Cleanup(client.Close)
+	return kadm.NewClient(client)
+}
+
+func grantLimited(t *testing.T, admin *kadm.Client, acls *kadm.ACLBuilder) {
+	t.Helper()
+	acls = acls.ResourcePatternType(kadm.ACLPatternLiteral).Allow("User:limited").AllowHosts()
+	created, err := admin.CreateACLs(t.Context(), acls)
+	for _, r := range created {
+		err = errors.Join(err, r.Err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The controller has answered; the broker, which decides, learns of it a moment later.
+	await(t, "grants", func() error {
+		found, err := admin.DescribeACLs(t.Context(), acls)
+		for _, r := range found {
+			err = errors.Join(err, r.Err)
+			if len(r.Described) == 0 {
+				err = errors.Join(err, fmt.Errorf("%s is not granted yet", r.Operation))
+			}
+		}
+		return err
+	})
+}
+
+func testKafkaWithACLs(t *testing.T, broker *servers.Broker) {
+	w := newWorld(t, newest(t), withoutCheckpoints)
+	w.cfg.Kafka = limited(t, broker)
+	admin := adminOf(t, broker)
 	grant := func(topic string, operations ...kadm.ACLOperation) {
 		t.Helper()
-		acls := kadm.NewACLs().Topics(w.prefix + "." + topic).ResourcePatternType(kadm.ACLPatternLiteral).
-			Operations(operations...).Allow("User:limited").AllowHosts()
-		created, err := admin.CreateACLs(t.Context(), acls)
-		for _, r := range created {
-			err = errors.Join(err, r.Err)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		// The controller has answered; the broker, which decides, learns of it a moment later.
-		await(t, "the grants on "+topic, func() error {
-			found, err := admin.DescribeACLs(t.Context(), acls)
-			for _, r := range found {
-				err = errors.Join(err, r.Err)
-				if len(r.Described) == 0 {
-					err = errors.Join(err, fmt.Errorf("%s is not granted yet", r.Operation))
-				}
-			}
-			return err
-		})
+		grantLimited(t, admin, kadm.NewACLs().Topics(w.prefix+"."+topic).Operations(operations...))
 	}
 	create := func(topic string) {
 		t.Helper()
@@ -497,4 +513,24 @@ func testKafkaWithACLs(t *testing.T, broker *servers.Broker) {
 	if got, want := len(w.records()), 4; got != want {
 		t.Errorf("%d records, want %d: what was refused comes once it is allowed", got, want)
 	}
+}
+
+func testCheckpointsWithACLs(t *testing.T, broker *servers.Broker) {
+	w := newWorld(t, newest(t), on(broker.Addr()))
+	w.cfg.Kafka = limited(t, broker)
+	admin, topic := adminOf(t, broker), w.cfg.Checkpoint.Topic
+	system := w.query("SELECT system_identifier::text FROM pg_control_system()")
+	id := fmt.Sprintf("walferry/%s/shop/%s", system, w.prefix)
+	grantLimited(t, admin, kadm.NewACLs().Topics(w.prefix+".order").Operations(kadm.OpWrite, kadm.OpCreate))
+
+	const hint = "READ and DESCRIBE_CONFIGS as well on checkpoint.topic"
+	w.refused("look up topic", topic, "TOPIC_AUTHORIZATION_FAILED", hint)
+	grantLimited(t, admin, kadm.NewACLs().Topics(topic).Operations(kadm.OpWrite))
+	w.refused("cleanup.policy", topic, "TOPIC_AUTHORIZATION_FAILED", hint)
+	grantLimited(t, admin, kadm.NewACLs().Topics(topic).Operations(kadm.OpDescribeConfigs))
+	w.refused(topic, "TRANSACTIONAL_ID_AUTHORIZATION_FAILED", "grant the client WRITE on transactional IDs that begin with walferry/")
+	grantLimited(t, admin, kadm.NewACLs().TransactionalIDs(id).Operations(kadm.OpWrite))
+	w.refused("read checkpoints", topic, "TOPIC_AUTHORIZATION_FAILED", hint)
+	grantLimited(t, admin, kadm.NewACLs().Topics(topic).Operations(kadm.OpRead))
+	w.delivers("order", []string{broker.Addr()})
 }

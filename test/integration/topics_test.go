@@ -95,15 +95,14 @@ func TestDeletedTopicIsNotCreatedAgain(t *testing.T) {
 // A bridge outlives brokers that are away for as long as it takes, and says so.
 func TestKafkaIsUnreachable(t *testing.T) {
 	gate := newGate(t, shared.kafka[0])
-	w := newWorld(t, newest(t), func(c *config.Config) {
-		c.Kafka.Brokers = []string{"127.0.0.1:1", gate.Addr().String()} // nobody listens on port 1
-	})
+	w := newWorld(t, newest(t), nil)
+	w.cfg.Kafka.Brokers = []string{"127.0.0.1:1", gate.Addr().String()} // nobody listens on port 1
 	before := w.insertLSN()
 	want := w.order("k", "1")
 	r := w.run("")
 	r.awaitState(bridge.Waiting)
 	s := r.bridge.Status()
-	if s.Ready || s.Role != "none" || !strings.Contains(s.Reason, "connect to Kafka") {
+	if s.Ready || s.Role != "none" || !strings.Contains(s.Reason, "look up topic") {
 		t.Errorf("status %+v, want not ready because of Kafka", s)
 	}
 	first := s.LastErrorAt
