@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -42,7 +43,7 @@ func (s *session) resume(ctx context.Context) error {
 	}
 	found := checkpoint.Found{
 		Slot: s.db.Slot, SystemID: s.stream.Server.SystemID, Timelines: s.stream.Timelines,
-		Start: s.stream.Start, Membership: s.stream.Publication.Membership,
+		Start: s.stream.Start, WALEnd: s.stream.WALEnd, Membership: s.stream.Publication.Membership,
 	}
 	cfg, err := s.options.checkpoints(found.SystemID)
 	if err != nil {
@@ -53,7 +54,7 @@ func (s *session) resume(ctx context.Context) error {
 	}
 	k := &checkpoint.Keeper{
 		Store: s.store, Key: cfg.Key, Interval: s.options.Checkpoint.Interval,
-		Progress: s.inflight.Progress, Written: s.checkpointed,
+		Progress: s.inflight.Progress, Written: s.checkpointed, Hurry: func() bool { return s.waiters.Load() > 0 },
 	}
 	r, rewrite, err := s.judge(s.store.Values()[cfg.Key], found)
 	if err != nil {
@@ -62,6 +63,7 @@ func (s *session) resume(ctx context.Context) error {
 	if err := k.Begin(ctx, found, r, rewrite); err != nil {
 		return err
 	}
+	s.options.AcceptGap = false // this one, no later one
 	s.resumed = r.From
 	s.keeper.Store(k)
 	return nil
@@ -82,7 +84,6 @@ func (s *session) judge(value []byte, found checkpoint.Found) (r checkpoint.Resu
 	}
 	r, err = c.Resume(found)
 	if gap, ok := errors.AsType[*replication.GapError](err); ok && s.options.AcceptGap {
-		s.options.AcceptGap = false // this one, no later one
 		s.log.Warn().Str("reason", gap.Reason).Stringer("from", gap.From).Stringer("to", gap.To).
 			Msg("a gap is accepted: events in it may not have been published")
 		return r, true, nil
@@ -92,7 +93,7 @@ func (s *session) judge(value []byte, found checkpoint.Found) (r checkpoint.Resu
 			Msg("the new primary has lost WAL of which events were published: they may not exist in the database")
 		rewrite = true
 	}
-	return r, rewrite || c.Timeline != found.Timelines.Current(), err
+	return r, rewrite || c.Timeline != found.Timelines.Current() || !maps.Equal(c.Membership, found.Membership), err
 }
 
 // confirmable is what Feedback may confirm: with checkpoints never more than is written.
@@ -104,13 +105,6 @@ func (s *session) confirmable() replication.LSN {
 		return k.Confirmable()
 	}
 	return s.stream.Start
-}
-
-// hurry makes the next checkpoints come at once: somebody waits for a confirmation.
-func (s *session) hurry() {
-	if k := s.keeper.Load(); k != nil {
-		k.Hurry()
-	}
 }
 
 // keepCheckpoints writes checkpoints until the function that it returns is called.
@@ -203,7 +197,7 @@ func FirstCheckpoint(ctx context.Context, o Options, conn *pgx.Conn, tables []re
 	defer store.Close()
 	timelines, _ := replication.ParseTimelines(server.Timeline, "") // without a past there is nothing to parse
 	start := replication.Progress{Flushed: slot.ConfirmedFlush}
-	k := &checkpoint.Keeper{Store: store, Key: cfg.Key, Progress: func() replication.Progress { return start }}
+	k := &checkpoint.Keeper{Store: store, Key: cfg.Key}
 	return start.Flushed, k.Begin(ctx, checkpoint.Found{
 		Slot: slot.Name, SystemID: server.SystemID, Timelines: timelines, Start: start.Flushed, Membership: publication.Membership,
 	}, checkpoint.Resume{From: start}, true)

@@ -1,11 +1,15 @@
 package bridge
 
 import (
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/walferry/walferry/bridge/config"
 	"github.com/walferry/walferry/checkpoint"
@@ -292,6 +296,86 @@ func TestAnAcceptedGapIsLoggedAndClosed(t *testing.T) {
 		if ids := r.delivered(); len(ids) != 3 {
 			t.Errorf("delivered %v", ids)
 		}
+	})
+}
+
+// The flag is for the gap that is found, not for the attempt to write it down.
+func TestAnAcceptedGapSurvivesAFailedWrite(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newCheckpointedRig(t, time.Second)
+		r.start()
+		r.commit(event(0))
+		sleep(5 * time.Second)
+		_ = r.finish()
+		r.recreate()
+		r.again()
+		r.options.AcceptGap = true
+		r.bridge = New(r.options)
+		ends := 0
+		r.kafka.ControlKey(int16(kmsg.EndTxn), func(request kmsg.Request) (kmsg.Response, error, bool) {
+			r.kafka.KeepControl()
+			if ends++; ends != 2 { // the first opens the checkpoints
+				return nil, nil, false
+			}
+			response := request.ResponseKind().(*kmsg.EndTxnResponse)
+			response.ErrorCode = kerr.TransactionAbortable.Code
+			return response, nil, true
+		})
+		r.start()
+		r.commit(event(1))
+		sleep(10 * time.Second)
+		if err := r.finish(); err != nil || ends < 4 {
+			t.Errorf("%v after %d transactions", err, ends)
+		}
+		if ids := r.delivered(); len(ids) != 2 {
+			t.Errorf("delivered %v", ids)
+		}
+	})
+}
+
+// A table that was taken into the configuration is part of the next comparison.
+func TestANewTableIsWrittenDownAtOnce(t *testing.T) {
+	bubble(t, testNewTable)
+}
+
+func testNewTable(t *testing.T) {
+	before := replication.Membership{"publication": "1/10", "public.a": "2/20"}
+	after := replication.Membership{"publication": "1/10", "public.a": "2/20", "public.b": "3/30"}
+	timelines, _ := replication.ParseTimelines(1, "")
+	s := &session{Bridge: newCheckpointedRig(t, time.Second).bridge}
+	for _, test := range []struct {
+		now  replication.Membership
+		want bool
+	}{{before, false}, {after, true}} {
+		c := checkpoint.Checkpoint{Version: 1, SystemID: "7000", Timeline: 1, Pos: checkpoint.LSN{LSN: 100}, Membership: before}
+		value, _ := json.Marshal(&c)
+		_, rewrite, err := s.judge(value, checkpoint.Found{SystemID: "7000", Timelines: timelines, Start: 100, WALEnd: 100, Membership: test.now})
+		if err != nil || rewrite != test.want {
+			t.Errorf("%v: rewrite %t, want %t: %v", test.now, rewrite, test.want, err)
+		}
+	}
+}
+
+// A lost watch connection may be a shutdown, for which checkpoints hurry; another one says that it is none.
+func TestTheHurryEndsWithItsReason(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newCheckpointedRig(t, 10*time.Second)
+		r.start()
+		sleep(time.Second)
+		for _, session := range r.pg.Sessions() {
+			if session != r.pg.Holder() {
+				session.Terminate()
+			}
+		}
+		sleep(20 * time.Second)
+		r.commit(event(0))
+		sleep(2 * time.Second) // there was none for long: this checkpoint is written at once
+		c := r.commit(event(1))
+		sleep(3 * time.Second)
+		if got := r.pg.Confirmed(); got >= c.EndLSN {
+			t.Errorf("confirmed %s within three seconds, of ten", got)
+		}
+		_ = r.finish()
 	})
 }
 

@@ -108,6 +108,10 @@ var rules = []rule{
 		kerr.TopicAuthorizationFailed, kerr.ClusterAuthorizationFailed),
 	is(Fatal, "grant the client WRITE on transactional IDs that begin with walferry/", kerr.TransactionalIDAuthorizationFailed),
 	is(Fatal, "check kafka.sasl and the listener's mechanisms", kerr.SaslAuthenticationFailed, kerr.UnsupportedSaslMechanism, kerr.IllegalSaslState),
+	// The next session begins with another producer.
+	is(Retry, "", kerr.TransactionAbortable, kerr.OutOfOrderSequenceNumber, kerr.UnknownProducerID, kerr.InvalidTxnState,
+		kerr.OperationNotAttempted, kerr.ConcurrentTransactions, kerr.UnknownServerError),
+	is(Fatal, "compare this host's clock with the brokers'", kerr.InvalidTimestamp),
 	is(Fatal, "create the topic yourself: the broker refuses its defaults", kerr.PolicyViolation, kerr.InvalidReplicationFactor, kerr.InvalidPartitions),
 	as(func(e *tls.CertificateVerificationError) verdict { return certificates }),
 	as(func(e x509.UnknownAuthorityError) verdict { return certificates }),
@@ -186,7 +190,7 @@ func published(err error) (verdict, bool) {
 	case !ok:
 	case isAny(err, kerr.MessageTooLarge, kerr.RecordListTooLarge):
 		return verdict{Poison, "raise max.message.bytes of the topic, or lower kafka.max_record so that such events are found before they are sent; " + wayOut}, true
-	case isAny(err, kerr.InvalidRecord, kerr.InvalidTopicException, kerr.InvalidTimestamp):
+	case isAny(err, kerr.InvalidRecord, kerr.InvalidTopicException):
 		return verdict{Poison, "the brokers refuse this record: see the topic's configuration; " + wayOut}, true
 	case isAny(err, kerr.UnknownTopicOrPartition, kerr.UnknownTopicID, // the next session looks whether it has vanished
 		kerr.OutOfOrderSequenceNumber, kerr.UnknownProducerID, kerr.InvalidProducerEpoch, kerr.ProducerFenced,

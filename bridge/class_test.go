@@ -144,6 +144,13 @@ func TestErrorsOfBrokers(t *testing.T) {
 		{"", kerr.NotController, Retry, ""},
 		{"", kerr.CoordinatorNotAvailable, Retry, ""},
 		{"", kerr.RequestTimedOut, Retry, ""},
+		{"", kerr.TransactionAbortable, Retry, ""}, // of checkpoints, as the following
+		{"", kerr.InvalidTxnState, Retry, ""},
+		{"", kerr.OperationNotAttempted, Retry, ""},
+		{"", kerr.ConcurrentTransactions, Retry, ""},
+		{"", kerr.OutOfOrderSequenceNumber, Retry, ""},
+		{"", kerr.UnknownServerError, Retry, ""},
+		{"", kerr.TransactionalIDAuthorizationFailed, Fatal, "transactional IDs"},
 		{"", kerr.UnsupportedVersion, Fatal, unknownHint},
 		{"", kerr.SecurityDisabled, Fatal, unknownHint},
 	})
@@ -168,7 +175,7 @@ func TestErrorsOfPublishing(t *testing.T) {
 		{"", kerr.UnknownProducerID, Retry, ""},
 		{"", kerr.NotEnoughReplicas, Retry, ""},
 		{"", kerr.SaslAuthenticationFailed, Retry, ""}, // the next session's connect says it
-		{"", kerr.InvalidTimestamp, Poison, "refuse this record"},
+		{"", kerr.InvalidTimestamp, Fatal, "clock"},    // ours, and not the event's
 		{"", kerr.PolicyViolation, Fatal, "the brokers refuse the record"},
 		{"", errors.New("new to us"), Fatal, "the brokers refuse the record"},
 		{"", kgo.ErrRecordTimeout, Retry, ""},

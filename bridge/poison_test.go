@@ -229,35 +229,38 @@ func TestPoisonIsMovedOutOfTheWay(t *testing.T) {
 
 // Whatever lies around it in its transaction is published, once.
 func TestADeadLetterInsideOfATransaction(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		r := newCheckpointedRig(t, time.Second)
-		r.start()
-		bad := walsender.Message("outbox", nil)
-		c := r.commit(walsender.Message("other", nil), event(0), bad, event(1), bad, event(2))
-		for _, index := range []uint64{2, 4} {
-			r.mustEnd(Poison, "valid JSON")
-			at := first(c)
-			at.Index = index
-			if n := r.poisoned().Note; n == nil || n.Position != at.String() {
-				t.Fatalf("the note is %+v, want %s", n, at)
-			}
-			if _, err := MoveToDeadLetters(t.Context(), r.options, at); err != nil {
-				t.Fatal(err)
-			}
-			r.again()
-			r.start()
+	for _, bad := range []walsender.Change{walsender.Message("outbox", nil), walsender.Row(outboxRelation, badRow("no topic"))} {
+		bubble(t, func(t *testing.T) { testDeadLetterInside(t, bad) })
+	}
+}
+
+func testDeadLetterInside(t *testing.T, bad walsender.Change) {
+	r := newCheckpointedRig(t, time.Second)
+	r.start()
+	c := r.commit(walsender.Message("other", nil), event(0), bad, event(1), bad, event(2))
+	for _, index := range []uint64{2, 4} {
+		r.mustEnd(Poison, "poison show")
+		at := first(c)
+		at.Index = index
+		if n := r.poisoned().Note; n == nil || n.Position != at.String() {
+			t.Fatalf("the note is %+v, want %s", n, at)
 		}
-		sleep(5 * time.Second)
-		if err := r.finish(); err != nil {
+		if _, err := MoveToDeadLetters(t.Context(), r.options, at); err != nil {
 			t.Fatal(err)
 		}
-		if got := r.delivered(); !slices.Equal(got, ids(0, 2)) {
-			t.Errorf("delivered %v", got)
-		}
-		if n := len(r.deadLetters()); n != 2 {
-			t.Errorf("%d dead letters", n)
-		}
-	})
+		r.again()
+		r.start()
+	}
+	sleep(5 * time.Second)
+	if err := r.finish(); err != nil {
+		t.Fatal(err)
+	}
+	if got := r.delivered(); !slices.Equal(got, ids(0, 2)) {
+		t.Errorf("delivered %v", got)
+	}
+	if n := len(r.deadLetters()); n != 2 {
+		t.Errorf("%d dead letters", n)
+	}
 }
 
 func TestWhatIsNotMovedToDeadLetters(t *testing.T) {

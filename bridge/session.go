@@ -33,7 +33,17 @@ type session struct {
 	note    *PoisonNote              // of the event that an earlier session halted before, nil if there is none
 	fail    context.CancelCauseFunc  // ends the session at once
 
-	lastAcknowledged uint64 // tick's
+	waiters          atomic.Int32 // who want each progress to be confirmed at once
+	lastAcknowledged uint64       // tick's
+}
+
+// hurry notes that somebody waits for confirmations, or no longer does.
+func (s *session) hurry(on bool) {
+	if on {
+		s.waiters.Add(1)
+	} else {
+		s.waiters.Add(-1)
+	}
 }
 
 // pump is the path of an event, on one goroutine from the socket to the Kafka client. It
@@ -74,11 +84,13 @@ func (s *session) pump(ctx, stop context.Context) error {
 			if s.passes(&c.Event.Position) {
 				continue
 			}
-			done, err := s.inflight.Add(ctx, c.Event.Position.Index)
+			index := c.Event.Position.Index
+			done, err := s.inflight.Add(ctx, index)
 			if err != nil {
 				return err
 			}
 			if err := s.sink.Publish(ctx, &c.Event, done); err != nil {
+				s.inflight.Withdraw(index)
 				return err
 			}
 		case decode.Commit:
@@ -153,7 +165,7 @@ func (s *session) publish(ctx, stop context.Context) error {
 		return err
 	}
 	s.enter(Draining)
-	s.hurry()
+	s.hurry(true)
 	if err != nil {
 		s.drainWithin(ctx) // after a stop it runs already
 	}

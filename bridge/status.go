@@ -117,7 +117,7 @@ func (s *session) tick(confirmed replication.LSN) {
 	s.status.Inflight = inflight
 	s.mu.Unlock()
 	if s.until != 0 && s.inflight.Flushed() >= s.until {
-		s.hurry()
+		s.hurry(true)
 	}
 	if s.until != 0 && confirmed >= s.until {
 		s.reached()

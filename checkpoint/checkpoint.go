@@ -19,6 +19,8 @@ type Checkpoint struct {
 	Version  int    `json:"version"`
 	SystemID string `json:"system_id"` // of the Postgres cluster
 	Timeline uint32 `json:"timeline"`  // of the server when it was written
+	// TimelineBegan is where that timeline began, 0 if it is not known.
+	TimelineBegan LSN `json:"timeline_began,omitzero"`
 	// Pos is the LSN before which everything is acknowledged by Kafka.
 	Pos LSN `json:"pos"`
 	// OpenCommit, if not 0, is the commit LSN of a transaction of which the events before
@@ -81,6 +83,7 @@ type Found struct {
 	SystemID   string
 	Timelines  replication.Timelines
 	Start      replication.LSN // confirmed_flush_lsn
+	WALEnd     replication.LSN // pg_current_wal_insert_lsn()
 	Membership replication.Membership
 }
 
@@ -94,6 +97,8 @@ type Resume struct {
 	// Phantoms, if not empty, is WAL that a promotion has thrown away: events in it may have
 	// been published and do not exist in the database.
 	Phantoms Range
+	// Snapshot is the checkpoint's, if it is still true of From.
+	Snapshot string
 }
 
 // Resume compares the checkpoint with what is found. With a *replication.GapError it returns where to go
@@ -104,8 +109,13 @@ type Resume struct {
 // the checkpoint's timeline was left.
 func (c *Checkpoint) Resume(f Found) (Resume, error) {
 	anew := Resume{From: replication.Progress{Flushed: f.Start}}
+	changed := c.Membership.Changed(f.Membership)
 	gap := func(format string, args ...any) error {
-		return &replication.GapError{Slot: f.Slot, Reason: fmt.Sprintf(format, args...), From: c.Pos.LSN, To: f.Start}
+		reason := fmt.Sprintf(format, args...)
+		if changed != "" {
+			reason += "; besides, " + changed // a gap is accepted with all of its reasons
+		}
+		return &replication.GapError{Slot: f.Slot, Reason: reason, From: c.Pos.LSN, To: f.Start}
 	}
 	if c.SystemID != f.SystemID {
 		return anew, gap("the checkpoint is of the cluster with system identifier %s, the server is of %s", c.SystemID, f.SystemID)
@@ -114,15 +124,20 @@ func (c *Checkpoint) Resume(f Found) (Resume, error) {
 	if !ok {
 		return anew, gap("the checkpoint was written on timeline %d, which the server has never been on", c.Timeline)
 	}
-	r := Resume{From: c.Progress()}
+	if began := f.Timelines.Began(c.Timeline); c.TimelineBegan.LSN != 0 && began != c.TimelineBegan.LSN {
+		return anew, gap("the checkpoint was written on a timeline %d that began at %s, the server's began at %s: another standby was promoted", c.Timeline, c.TimelineBegan, began)
+	}
+	r := Resume{From: c.Progress(), Snapshot: c.Snapshot}
 	if published := max(c.Pos.LSN, c.OpenCommit.LSN); published > left {
 		r.Phantoms = Range{left, published}
-		r.From = replication.Progress{Flushed: min(c.Pos.LSN, left)}
+		r.From, r.Snapshot = replication.Progress{Flushed: min(c.Pos.LSN, left)}, ""
 	}
-	if f.Start > r.From.Flushed {
-		return anew, gap("its confirmed_flush_lsn is ahead of the checkpoint; it was recreated, or somebody has advanced it")
-	}
-	if changed := c.Membership.Changed(f.Membership); changed != "" {
+	switch {
+	case f.Start > r.From.Flushed:
+		return anew, gap("its confirmed_flush_lsn is ahead of the checkpoint; it was recreated, somebody has advanced it, or checkpoints were turned off for a while")
+	case max(r.From.Flushed, r.From.Commit) > f.WALEnd:
+		return anew, gap("the server's WAL ends at %s, before the checkpoint: the server was restored from an older copy of its files", f.WALEnd)
+	case changed != "":
 		return r, &replication.GapError{Slot: f.Slot, Reason: changed, From: c.Pos.LSN}
 	}
 	return r, nil

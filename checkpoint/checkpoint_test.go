@@ -21,14 +21,14 @@ func found(t *testing.T, start replication.LSN) Found {
 		t.Fatal(err)
 	}
 	return Found{
-		Slot: "s", SystemID: "7000", Timelines: timelines, Start: start,
+		Slot: "s", SystemID: "7000", Timelines: timelines, Start: start, WALEnd: 0x3200,
 		Membership: replication.Membership{"publication": "1/10", "public.outbox": "2/20"},
 	}
 }
 
 func written(timeline uint32, pos, openCommit replication.LSN, index uint64) *Checkpoint {
 	return &Checkpoint{
-		Version: version, SystemID: "7000", Timeline: timeline, Pos: LSN{pos}, OpenCommit: LSN{openCommit}, OpenIndex: index,
+		Version: version, SystemID: "7000", Timeline: timeline, TimelineBegan: LSN{replication.LSN(timeline-1) * 0x1000}, Pos: LSN{pos}, OpenCommit: LSN{openCommit}, OpenIndex: index,
 		Membership: replication.Membership{"publication": "1/10", "public.outbox": "2/20"},
 	}
 }
@@ -39,8 +39,11 @@ func TestResume(t *testing.T) {
 		c.Membership[key] = row
 		return c
 	}
-	other := written(3, 0x3000, 0, 0)
-	other.SystemID = "7001"
+	other, fork, unknown := written(3, 0x3000, 0, 0), written(3, 0x3000, 0, 0), written(3, 0x3000, 0, 0)
+	other.SystemID, fork.TimelineBegan.LSN, unknown.TimelineBegan.LSN = "7001", 0x1800, 0
+	lost := changed("publication", "9/10")
+	seen := written(3, 0x3000, 0, 0)
+	seen.Snapshot = "7:9:"
 	at := func(lsn replication.LSN) replication.Progress { return replication.Progress{Flushed: lsn} }
 	for _, test := range []struct {
 		name  string
@@ -61,6 +64,13 @@ func TestResume(t *testing.T) {
 		{"promoted before it, the slot ahead", written(2, 0x2800, 0, 0), 0x2400, Resume{From: at(0x2400), Phantoms: Range{}}, "ahead of the checkpoint"},
 		{"the slot is ahead", written(3, 0x3000, 0, 0), 0x3001, Resume{From: at(0x3001)}, "ahead of the checkpoint"},
 		{"another cluster", other, 0x3000, Resume{From: at(0x3000)}, "system identifier 7001"},
+		{"another timeline of that number", fork, 0x2000, Resume{From: at(0x2000)}, "another standby was promoted"},
+		{"a timeline of which nothing is known", unknown, 0x3000, Resume{From: at(0x3000)}, ""},
+		{"with a snapshot", seen, 0x3000, Resume{From: at(0x3000), Snapshot: "7:9:"}, ""},
+		{"as far as the WAL goes", written(3, 0x3200, 0, 0), 0x3000, Resume{From: at(0x3200)}, ""},
+		{"restored from an older copy", written(3, 0x3201, 0, 0), 0x3000, Resume{From: at(0x3000)}, "WAL ends at 0/3200, before the checkpoint"},
+		{"restored, inside of a transaction", written(3, 0x3000, 0x3300, 5), 0x3000, Resume{From: at(0x3000)}, "WAL ends at 0/3200, before the checkpoint"},
+		{"all at once", lost, 0x3001, Resume{From: at(0x3001)}, "besides, the publication was recreated or altered"},
 		{"a timeline of another branch", written(4, 0x3000, 0, 0), 0x3000, Resume{From: at(0x3000)}, "timeline 4"},
 		{"publication recreated", changed("publication", "9/10"), 0x3000, Resume{From: at(0x3000)}, "publication was recreated or altered"},
 		{"table taken out and put back", changed("public.outbox", "2/19"), 0x3000, Resume{From: at(0x3000)}, "table public.outbox was taken out"},

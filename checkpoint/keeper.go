@@ -17,8 +17,10 @@ import (
 type Keeper struct {
 	Store *Store
 	Key   string // of the current checkpoint
-	// Interval is the least time between two checkpoints, unless there is a Hurry.
+	// Interval is the least time between two checkpoints.
 	Interval time.Duration
+	// Hurry reports that somebody waits: then each progress is written at once.
+	Hurry func() bool
 	// Progress returns how far the session has come.
 	Progress func() replication.Progress
 	// Written, if not nil, is called after each checkpoint.
@@ -27,7 +29,6 @@ type Keeper struct {
 	resumed replication.Progress
 	next    Checkpoint // what is the same in all of a session
 	durable atomic.Uint64
-	hurry   atomic.Bool
 
 	mu        sync.Mutex // guards the following
 	candidate snapshot
@@ -51,7 +52,8 @@ const tick = 100 * time.Millisecond
 // topic holds says so already, unless rewrite is true: then Begin writes it.
 func (k *Keeper) Begin(ctx context.Context, f Found, r Resume, rewrite bool) error {
 	k.next = Checkpoint{Version: version, SystemID: f.SystemID, Timeline: f.Timelines.Current(), Membership: f.Membership}
-	k.resumed, k.last = r.From, r.From
+	k.next.TimelineBegan.LSN = f.Timelines.Began(k.next.Timeline)
+	k.resumed, k.last, k.snapshot = r.From, r.From, r.Snapshot
 	if rewrite {
 		return k.write(ctx, r.From)
 	}
@@ -63,9 +65,6 @@ func (k *Keeper) Begin(ctx context.Context, f Found, r Resume, rewrite bool) err
 func (k *Keeper) Confirmable() replication.LSN {
 	return min(k.Progress().Flushed, replication.LSN(k.durable.Load()))
 }
-
-// Hurry makes the Keeper write at each progress from now on, for somebody waits for it.
-func (k *Keeper) Hurry() { k.hurry.Store(true) }
 
 // Observe takes a look at the slot, for the snapshot in it.
 func (k *Keeper) Observe(s *replication.Slot) {
@@ -89,7 +88,7 @@ func (k *Keeper) Run(ctx, writing context.Context) error {
 			if ctx.Err() != nil { // select may choose the tick: what is left is for a last Write
 				return nil
 			}
-			if !k.hurry.Load() && now.Sub(k.at) < k.Interval {
+			if !k.Hurry() && now.Sub(k.at) < k.Interval {
 				continue
 			}
 			if err := k.Write(writing); err != nil {

@@ -53,7 +53,7 @@ type FencedError struct {
 }
 
 func (e *FencedError) Error() string {
-	return fmt.Sprintf("write checkpoints to topic %q: another instance with transactional ID %q has taken over: %v",
+	return fmt.Sprintf("write checkpoints to topic %q: another instance with transactional ID %q has taken over, or the brokers have forgotten it: %v",
 		e.Topic, e.TransactionalID, e.Err)
 }
 
@@ -77,6 +77,8 @@ const (
 	transactionTimeout = 60 * time.Second
 	// writeTimeout ends a Write before the brokers would, which would look like fencing.
 	writeTimeout = 50 * time.Second
+	// Only closed segments are compacted, and a start reads all that is not.
+	segmentBytes, segmentMS = "16777216", "86400000"
 	// sessionKey, after Key, is of the record that a writer begins with.
 	sessionKey = "/session"
 )
@@ -224,9 +226,8 @@ func (cfg Config) ensureTopic(ctx context.Context, client *kgo.Client) error {
 		if !cfg.Create {
 			return &sink.MissingTopicError{Topic: cfg.Topic}
 		}
-		// Only closed segments are compacted, and a start reads all that is not.
 		if err := sink.CreateTopic(ctx, client, cfg.Topic, 1, map[string]*string{
-			"cleanup.policy": new("compact"), "segment.bytes": new("16777216"), "segment.ms": new("86400000"),
+			"cleanup.policy": new("compact"), "segment.bytes": new(segmentBytes), "segment.ms": new(segmentMS),
 		}); err != nil {
 			return err
 		}
@@ -240,7 +241,7 @@ func (cfg Config) ensureTopic(ctx context.Context, client *kgo.Client) error {
 	}
 	return &TopicError{
 		cfg.Topic, fmt.Sprintf("its cleanup.policy is %q, want \"compact\"", policy),
-		fmt.Sprintf("kafka-configs.sh --bootstrap-server <broker> --alter --entity-type topics --entity-name %s --add-config cleanup.policy=compact", cfg.Topic),
+		fmt.Sprintf("kafka-configs.sh --bootstrap-server <broker> --alter --entity-type topics --entity-name %s --add-config cleanup.policy=compact,segment.bytes=%s,segment.ms=%s", cfg.Topic, segmentBytes, segmentMS),
 	}
 }
 

@@ -315,7 +315,7 @@ func TestCheckpointTopicMustBeCompacted(t *testing.T) {
 				if !ok || refused.Topic != checkpointTopic || !strings.Contains(err.Error(), policy) {
 					t.Fatalf("got %v, want a TopicError that tells the policy", err)
 				}
-				const want = "kafka-configs.sh --bootstrap-server <broker> --alter --entity-type topics --entity-name walferry.checkpoints --add-config cleanup.policy=compact"
+				const want = "kafka-configs.sh --bootstrap-server <broker> --alter --entity-type topics --entity-name walferry.checkpoints --add-config cleanup.policy=compact,segment.bytes=16777216,segment.ms=86400000"
 				if refused.Hint != want {
 					t.Errorf("hint %q, want %q", refused.Hint, want)
 				}

@@ -41,6 +41,8 @@ func (f *Feedback) Run(ctx context.Context) error {
 		silence = silenceDefault
 	}
 	heartbeat := min(silence/3, heartbeatMax)
+	// A server that does not read must not hold up the end.
+	defer context.AfterFunc(ctx, func() { f.Stream.setWriteDeadline(time.Now().Add(time.Second)) })()
 	tick := time.NewTicker(feedbackInterval)
 	defer tick.Stop()
 
@@ -52,6 +54,9 @@ func (f *Feedback) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case now = <-tick.C:
+			if ctx.Err() != nil {
+				return nil
+			}
 		}
 		if n := f.Stream.received.Load(); n != heard || !f.Stream.waiting.Load() {
 			heard, lastHeard = n, now

@@ -31,7 +31,7 @@ type LSN = pglogrepl.LSN
 // A failed event never leaves the window: by I4 and I5 it latches everything behind it.
 //
 // The unit of the window is a run of events of one transaction, so that Progress says how
-// far a large transaction has come. One goroutine calls Begin, Add, EndRun, Commit, Open and Idle;
+// far a large transaction has come. One goroutine calls Begin, Add, Withdraw, EndRun, Commit, Open and Idle;
 // the functions that Add returns may be called from any, Flushed, Pending and Progress as well.
 type Inflight struct {
 	flushed atomic.Uint64
@@ -92,7 +92,7 @@ type run struct {
 	unfinished atomic.Int64
 	events     int
 	commit     LSN
-	index      uint64 // of the last event, plus 1
+	index      uint64 // all events before it are of this run or of one before
 	end        LSN    // of the transaction, 0 if the run is not its last; guarded by mu
 	time       time.Time
 }
@@ -148,6 +148,15 @@ func (f *Inflight) Add(ctx context.Context, index uint64) (done func(error), err
 	f.run.unfinished.Add(1)
 	f.pending.Add(1)
 	return f.run.done, nil
+}
+
+// Withdraw takes back the last Add, of the event at index: it was not published, and done is not
+// going to be called.
+func (f *Inflight) Withdraw(index uint64) {
+	f.run.events--
+	f.run.index = index
+	f.run.unfinished.Add(-1) // the run is not closed: not the last
+	f.pending.Add(-1)
 }
 
 // next begins a run at the end of the window.
@@ -254,7 +263,9 @@ func (f *Inflight) advance() {
 		}
 		f.head++
 		f.free = append(f.free, r)
-		f.partial = Progress{Commit: r.commit, Index: r.index}
+		if r.events > 0 { // none if its first was withdrawn
+			f.partial = Progress{Commit: r.commit, Index: r.index}
+		}
 		if r.end != 0 {
 			f.partial = Progress{}
 			f.flushed.Store(uint64(r.end))

@@ -47,7 +47,7 @@ func (t *modelTxn) endRun() {
 	}
 }
 
-// progress counts the finished runs at the head of the first unfinished transaction.
+// progress counts the events of the finished runs at the head of the first unfinished transaction.
 func (m *model) progress() Progress {
 	p := Progress{Flushed: m.flushed()}
 	for _, t := range m.txns {
@@ -56,7 +56,7 @@ func (m *model) progress() Progress {
 		}
 		for _, n := range t.runs {
 			if !slices.Contains(t.done[:n], false) {
-				p.Commit, p.Index = t.commit, uint64(n-1)*indexStep+1
+				p.Commit, p.Index = t.commit, uint64(n)
 			}
 		}
 		return p
@@ -104,6 +104,10 @@ func runModel(seed uint64, steps int) error {
 					t.endRun()
 				}
 				done, _ := f.Add(context.Background(), uint64(len(t.done))*indexStep)
+				if rng.IntN(10) == 0 {
+					f.Withdraw(uint64(len(t.done)) * indexStep)
+					break
+				}
 				events = append(events, event{done, t, len(t.done)})
 				t.done = append(t.done, false)
 			}
@@ -141,7 +145,9 @@ func runModel(seed uint64, steps int) error {
 		if got, want := f.Flushed(), m.flushed(); got != want {
 			return fmt.Errorf("step %d: Flushed %s, the model says %s", step, got, want)
 		}
-		if got, want := f.Progress(), m.progress(); got != want {
+		got := f.Progress()
+		got.Index = (got.Index + indexStep - 1) / indexStep // events before that index
+		if want := m.progress(); got != want {
 			return fmt.Errorf("step %d: Progress %+v, the model says %+v", step, got, want)
 		}
 	}

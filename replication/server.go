@@ -152,7 +152,8 @@ func CheckPublication(ctx context.Context, conn *pgx.Conn, name string, tables [
 // add checks one table.
 func (p *Publication) add(ctx context.Context, conn *pgx.Conn, name string, viaRoot bool, t Table) error {
 	var oid uint32
-	var kind, persistence, row string
+	var kind, persistence string
+	var row *string
 	var columns []string
 	var pub *published
 	// to_jsonb, because attnames and rowfilter do not exist before Postgres 15
@@ -160,8 +161,10 @@ func (p *Publication) add(ctx context.Context, conn *pgx.Conn, name string, viaR
 		(select json_agg(attname) from pg_catalog.pg_attribute where attrelid = c.oid and attnum > 0 and not attisdropped),
 		(select to_jsonb(p) from pg_catalog.pg_publication_tables p
 			where p.pubname = $1 and p.schemaname = n.nspname and p.tablename = c.relname),
-		coalesce((select concat_ws('/', r.oid, r.xmin) from pg_catalog.pg_publication_rel r
-			join pg_catalog.pg_publication p on p.oid = r.prpubid where p.pubname = $1 and r.prrelid = c.oid), c.oid::text)
+		(select coalesce(string_agg(concat_ws('/', r.oid, r.xmin), ' ' order by r.oid) filter (where r.oid is not null), case when p.puballtables then c.oid::text end)
+			from pg_catalog.pg_publication p left join pg_catalog.pg_publication_rel r on r.prpubid = p.oid
+				and (r.prrelid = c.oid or r.prrelid in (select pg_catalog.pg_partition_ancestors(c.oid)))
+			where p.pubname = $1 group by p.oid)
 		from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 		where n.nspname = $2 and c.relname = $3`, name, t.Schema, t.Name).
 		Scan(&oid, &kind, &persistence, &columns, &pub, &row)
@@ -179,6 +182,8 @@ func (p *Publication) add(ctx context.Context, conn *pgx.Conn, name string, viaR
 	case pub == nil:
 		return refuse(fmt.Sprintf("ALTER PUBLICATION %s ADD TABLE %s; rows inserted before are not published by it", quoted, t),
 			"publication %q does not contain table %s", name, t)
+	case row == nil: // that it was published all the time could not be told
+		return refuse(fmt.Sprintf("ALTER PUBLICATION %s ADD TABLE %s", quoted, t), "publication %q contains table %s only by its schema", name, t)
 	case pub.RowFilter != nil:
 		return refuse("take the WHERE off the table: ALTER PUBLICATION … SET TABLE",
 			"publication %q filters the rows of %s, what it leaves out would be lost", name, t)
@@ -192,7 +197,7 @@ func (p *Publication) add(ctx context.Context, conn *pgx.Conn, name string, viaR
 		}
 	}
 	p.OIDs = append(p.OIDs, oid)
-	p.Membership[t.Schema+"."+t.Name] = row
+	p.Membership[t.Schema+"."+t.Name] = *row
 	return nil
 }
 

@@ -20,7 +20,8 @@ type Slot struct {
 	SafeWALSize        int64  // bytes that can be written before it may be lost, -1: no limit
 	InvalidationReason string // Postgres 16 and later
 	ServerLSN          LSN    // end of WAL when this was read
-	// Snapshot is a pg_current_snapshot(): all that it sees commits before SnapshotLSN. Empty on a standby.
+	// Snapshot is a pg_current_snapshot(): all that it sees commits before SnapshotLSN, the
+	// pg_current_wal_insert_lsn() read after it. Empty and 0 on a standby.
 	Snapshot    string
 	SnapshotLSN LSN
 

@@ -30,6 +30,7 @@ type Stream struct {
 	Publication *Publication
 	Timelines   Timelines
 	Start       LSN // confirmed_flush_lsn when the stream began
+	WALEnd      LSN // pg_current_wal_insert_lsn() then
 
 	conn    *pgconn.PgConn
 	slot    string
@@ -150,7 +151,7 @@ func (s *Stream) start(ctx context.Context, cfg Config, sql *pgx.Conn) error {
 	case readErr != nil:
 		return readErr
 	}
-	s.Start = slot.ConfirmedFlush
+	s.Start, s.WALEnd = slot.ConfirmedFlush, slot.SnapshotLSN
 	return nil
 }
 
@@ -240,9 +241,9 @@ func (s *Stream) Interrupt() { s.setReadDeadline(time.Unix(1, 0)) }
 // Resume ends what Interrupt began.
 func (s *Stream) Resume() { s.setReadDeadline(time.Time{}) }
 
-func (s *Stream) setReadDeadline(t time.Time) {
-	_ = s.conn.Conn().SetReadDeadline(t) // it fails on a closed connection only, as will Receive
-}
+// Both fail on a closed connection only, as Receive and send will.
+func (s *Stream) setReadDeadline(t time.Time)  { _ = s.conn.Conn().SetReadDeadline(t) }
+func (s *Stream) setWriteDeadline(t time.Time) { _ = s.conn.Conn().SetWriteDeadline(t) }
 
 // send tells the server that everything before lsn is safe.
 //
@@ -250,11 +251,8 @@ func (s *Stream) setReadDeadline(t time.Time) {
 // to the same buffer once a Receive has failed.
 func (s *Stream) send(lsn LSN, reply bool, timeout time.Duration) error {
 	now := time.Now()
-	err := s.conn.Conn().SetWriteDeadline(now.Add(timeout))
-	if err == nil {
-		_, err = s.conn.Conn().Write(statusUpdate(lsn, now, reply))
-	}
-	if err != nil {
+	s.setWriteDeadline(now.Add(timeout))
+	if _, err := s.conn.Conn().Write(statusUpdate(lsn, now, reply)); err != nil {
 		return fmt.Errorf("confirm %s to slot %q: %w", lsn, s.slot, err)
 	}
 	return nil
@@ -277,7 +275,9 @@ func statusUpdate(lsn LSN, now time.Time, reply bool) []byte {
 	return append(b, 0)
 }
 
-// Close ends the stream and frees the slot.
+// Close ends the stream and frees the slot. It takes a second at most.
 func (s *Stream) Close(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
 	_ = s.conn.Close(ctx) // there is nothing left to lose on it
 }

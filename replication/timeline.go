@@ -46,6 +46,18 @@ func (t Timelines) End(id uint32) (LSN, bool) {
 	return math.MaxUint64, id == t.current
 }
 
+// Began returns the LSN at which the timeline began, 0 if that is not known or it is the first.
+// Two promotions of one cluster may give their timelines the same number.
+func (t Timelines) Began(id uint32) (began LSN) {
+	for _, p := range t.past {
+		if p.id == id {
+			break
+		}
+		began = p.end
+	}
+	return began
+}
+
 // ParseTimelines reads a timeline history file: per line a timeline that was left,
 // the LSN at which it was left, and a reason
 // (src/backend/access/transam/timeline.c, readTimeLineHistory).

@@ -27,8 +27,9 @@ type Watch struct {
 	Grace time.Duration
 	// Report is called with the slot's state after each look.
 	Report func(*Slot)
-	// Lost is called when the connection has ended: the server may be shutting down.
-	Lost func()
+	// Lost is called with true when the connection has ended, for the server may be shutting
+	// down, and with false when there is another.
+	Lost func(bool)
 }
 
 // ErrServerShutdown is a server that has waited for us as long as we let it.
@@ -49,8 +50,9 @@ func (w *Watch) Run(ctx context.Context) error {
 	for {
 		err := w.look(ctx)
 		if w.Conn.IsClosed() && ctx.Err() == nil {
-			w.Lost()
+			w.Lost(true)
 			err = w.reopen(ctx)
+			w.Lost(false)
 		}
 		if ctx.Err() != nil {
 			return nil

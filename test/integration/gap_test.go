@@ -2,12 +2,15 @@ package integration
 
 import (
 	"errors"
+	"os"
+	"os/exec"
 	"strings"
 	"testing"
 
 	"github.com/rs/zerolog"
 
 	"github.com/walferry/walferry/bridge"
+	"github.com/walferry/walferry/internal/servers"
 )
 
 // Whatever may hide a gap while walferry is down stops it when it comes back, with nothing
@@ -59,4 +62,71 @@ func TestGapsWhileDown(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A partition is published because its root is.
+func TestRootOfAPartitionWasTakenOut(t *testing.T) {
+	onEveryPostgres(t, func(t *testing.T, admin string) {
+		w := bareWorld(t, admin, "", nil)
+		w.exec("CREATE TABLE root (id uuid DEFAULT gen_random_uuid(), aggregatetype text, aggregateid text, type text, payload jsonb) PARTITION BY LIST (type)")
+		w.exec("CREATE TABLE outbox PARTITION OF root FOR VALUES IN ('T')")
+		w.exec("CREATE PUBLICATION walferry FOR TABLE root WITH (publish = 'insert')")
+		w.setup()
+		want := w.order("k", "1")
+		w.drainAll()
+		w.mustPublish("order", want)
+		w.exec("ALTER PUBLICATION walferry DROP TABLE root")
+		w.order("k", "2")
+		w.exec("ALTER PUBLICATION walferry ADD TABLE root")
+		w.mustStop(bridge.Gap, "public.outbox was taken out of the publication and put back")
+	})
+}
+
+// A copy of the server's files that is older than the checkpoint has the same system identifier and timeline, and
+// writes other transactions where those that are published were.
+func TestServerIsRestoredFromAnOlderCopy(t *testing.T) {
+	pg := ownPostgres(t, "18", servers.PostgresOptions{})
+	w := newWorld(t, pg.DSN("postgres"), nil)
+	stop := func(mode string) {
+		t.Helper()
+		if err := pg.Stop(mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	start := func() {
+		t.Helper()
+		if err := pg.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		w.reconnect()
+	}
+	copied := func(from, to string) {
+		t.Helper()
+		if out, err := exec.CommandContext(t.Context(), "cp", "-a", from, to).CombinedOutput(); err != nil {
+			t.Fatalf("copy the server's files: %v: %s", err, out)
+		}
+	}
+	data, older := pg.DataDir(), pg.DataDir()+".older"
+	want := w.order("k", "1")
+	w.drainAll()
+	stop("fast")
+	copied(data, older)
+	start()
+	w.exec("CREATE TABLE filler AS SELECT repeat('x', 500) FROM generate_series(1, 20000)")
+	want = concat(want, w.order("k", "2"))
+	w.drainAll()
+	stop("immediate")
+	if err := errors.Join(os.RemoveAll(data), os.Rename(older, data)); err != nil {
+		t.Fatal(err)
+	}
+	start()
+	late := w.order("k", "3")
+	w.mustStop(bridge.Gap, "before the checkpoint", "restored from an older copy")
+	w.mustPublish("order", want)
+	o := w.options(w.walEnd(), zerolog.InfoLevel)
+	o.AcceptGap = true
+	if err := w.start(o).wait(); err != nil {
+		t.Fatal(err)
+	}
+	w.mustPublish("order", concat(want, late))
 }

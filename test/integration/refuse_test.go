@@ -26,6 +26,7 @@ func TestRefusedAtTheStart(t *testing.T) {
 		cures   []string // SQL of the hints, one after another
 	}{
 		"table is not published":       {"ALTER PUBLICATION walferry DROP TABLE outbox", []string{`does not contain table "public"."outbox"`}, []string{addTable}},
+		"table is published by schema": {"ALTER PUBLICATION walferry DROP TABLE outbox; ALTER PUBLICATION walferry ADD TABLES IN SCHEMA public", []string{"only by its schema"}, []string{addTable}},
 		"inserts are not published":    {"ALTER PUBLICATION walferry SET (publish = 'update, delete')", []string{"does not publish inserts"}, []string{`ALTER PUBLICATION "walferry" SET (publish = 'insert')`}},
 		"a column is not published":    {"ALTER PUBLICATION walferry SET TABLE outbox (id, aggregatetype, type, payload)", []string{`leaves out column "aggregateid"`, "SET TABLE"}, nil},
 		"partitions are published":     {"DROP TABLE outbox; CREATE TABLE outbox " + table + " PARTITION BY HASH (id); CREATE TABLE p PARTITION OF outbox FOR VALUES WITH (MODULUS 1, REMAINDER 0); ALTER PUBLICATION walferry ADD TABLE outbox; ALTER PUBLICATION walferry SET (publish_via_partition_root = false)", []string{"partitions"}, []string{`ALTER PUBLICATION "walferry" SET (publish_via_partition_root = true)`}},
