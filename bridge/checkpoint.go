@@ -117,7 +117,11 @@ func (s *session) keepCheckpoints(ctx context.Context) (end func()) {
 	// A write that has begun may come to its end, else nothing would be known of it. A session that
 	// has failed is in a hurry: Postgres may be waiting to shut down.
 	writing, giveUp := context.WithCancel(context.WithoutCancel(ctx))
-	unhook := context.AfterFunc(ctx, func() { time.AfterFunc(hasty, giveUp) })
+	unhook := context.AfterFunc(ctx, func() {
+		if !stuck(context.Cause(ctx)) {
+			time.AfterFunc(hasty, giveUp)
+		}
+	})
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -208,7 +209,7 @@ func isAny(err error, targets ...error) bool {
 }
 
 func missingTopic(e *sink.MissingTopicError) verdict {
-	create := fmt.Sprintf("kafka-topics.sh --bootstrap-server <broker> --create --topic %s --partitions <n>", e.Topic)
+	create := fmt.Sprintf("kafka-topics.sh --bootstrap-server <broker> --create --topic %s %s", e.Topic, cmp.Or(e.Options, "--partitions <n>"))
 	if e.Vanished {
 		return verdict{Fatal, "find out who deleted it, and whether consumers need its events again; then: " + create}
 	}

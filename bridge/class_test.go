@@ -58,7 +58,7 @@ const unknownHint = "does not know this error"
 
 func TestErrorsOfTheRooms(t *testing.T) {
 	at := decode.Position{SystemID: "7000", Timeline: 1, CommitLSN: 0x1500000}
-	poison := &sink.PoisonError{Position: at, Topic: "orders", Reason: "too large"}
+	poison := &sink.PoisonError{Refused: sink.Refused{Position: at, Topic: "orders"}, Reason: "too large"}
 	wrap := func(err error) error { return fmt.Errorf("session: %w", err) }
 	checkAll(t, wrap, []judged{
 		{"an event against the contract", &decode.ContractError{Position: at, Where: "public.outbox", Reason: "null"}, Poison, "what writes such events"},
@@ -159,7 +159,7 @@ func TestErrorsOfBrokers(t *testing.T) {
 // Errors of a record: most end with the session, and the next one sends it again.
 func TestErrorsOfPublishing(t *testing.T) {
 	wrap := func(err error) error {
-		return fmt.Errorf("wait for Kafka's acknowledgements: %w", &sink.PublishError{Topic: "orders", Err: fmt.Errorf("produce: %w", err)})
+		return fmt.Errorf("wait for Kafka's acknowledgements: %w", &sink.PublishError{Refused: sink.Refused{Topic: "orders"}, Err: fmt.Errorf("produce: %w", err)})
 	}
 	checkAll(t, wrap, []judged{
 		{"", kerr.MessageTooLarge, Poison, "max.message.bytes"},

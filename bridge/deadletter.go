@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/walferry/walferry/decode"
@@ -112,7 +111,9 @@ func (s *session) find(ctx context.Context, at decode.Position) (*DeadLetter, *k
 		m, err := s.stream.Receive()
 		switch {
 		case ctx.Err() != nil:
-			return nil, nil, fmt.Errorf("event %s was not found in slot %q: %w", at, s.db.Slot, context.Cause(ctx))
+			return nil, nil, &DeadLetterError{
+				fmt.Sprintf("event %s was not reached in slot %q: %v", at, s.db.Slot, context.Cause(ctx)), "raise --timeout: the stream is read from where the slot stands",
+			}
 		case err != nil:
 			return nil, nil, err
 		case m.Keepalive() && m.WALEnd <= replication.LSN(at.CommitLSN):
@@ -140,24 +141,44 @@ func (s *session) find(ctx context.Context, at decode.Position) (*DeadLetter, *k
 		case decode.Row, decode.Message:
 			if c.Event.Position == at {
 				letter.Where = s.decode.Where(c.Event.Source)
-				letter.Reason, err = s.whyPoison(&c.Event)
-				return letter, s.letter(at, letter, m.Data, string(c.Event.ID)), err
+				if letter.Reason, err = s.whyPoison(ctx, &c.Event); err != nil {
+					return nil, nil, err
+				}
+				return letter, s.letter(at, letter, m.Data, string(c.Event.ID)), nil
 			}
 		}
 	}
 }
 
-// whyPoison says why a well-formed event cannot be published, or fails.
-func (s *session) whyPoison(ev *decode.Event) (string, error) {
+// whyPoison says why a well-formed event cannot be published, or fails. What only the brokers can
+// tell they are asked: of a batch that they refuse, the bridge can note the first event only.
+func (s *session) whyPoison(ctx context.Context, ev *decode.Event) (string, error) {
 	if e, ok := errors.AsType[*sink.PoisonError](sink.Check(s.sinkConfig(), ev)); ok {
 		return e.Reason, nil
 	}
-	if s.note != nil && s.note.Position == ev.Position.String() {
-		return s.note.Reason, nil
+	if s.note == nil || s.note.Position != ev.Position.String() {
+		return "", &DeadLetterError{
+			fmt.Sprintf("event %s is not moved: it can be published, and the bridge has not noted that the brokers refuse it", ev.Position),
+			"`walferry run` publishes it; if it halts there, `walferry poison show` says why",
+		}
+	}
+	k, err := s.openSink(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer k.Close()
+	if err = k.Publish(ctx, ev, func(error) {}); err == nil {
+		err = k.Flush(ctx)
+	}
+	if e, ok := errors.AsType[sink.EventError](err); ok && stuck(err) {
+		return e.Why(), nil
+	}
+	if err != nil {
+		return "", err
 	}
 	return "", &DeadLetterError{
-		fmt.Sprintf("event %s is not moved: it can be published, and the bridge has not noted that the brokers refuse it", ev.Position),
-		"`walferry run` publishes it; if it halts there, `walferry poison show` says why",
+		fmt.Sprintf("event %s is not moved: the brokers take it now, and it is published", ev.Position),
+		"restart walferry; if it halts there again, the brokers refuse the batch around it: raise max.message.bytes of the topic to kafka.max_record, or lower kafka.max_record",
 	}
 }
 
@@ -193,9 +214,6 @@ func (s *session) move(ctx context.Context, at decode.Position, l *DeadLetter, r
 	cfg := s.sinkConfig()
 	cfg.Client = client
 	if err := sink.PublishDeadLetter(ctx, cfg, r); err != nil {
-		if errors.Is(err, kerr.MessageTooLarge) {
-			return &DeadLetterError{err.Error(), fmt.Sprintf("the event has %d bytes in the WAL: raise max.message.bytes of topic %q", l.Size, l.Topic)}
-		}
 		return err
 	}
 	l.Partition, l.Offset = r.Partition, r.Offset

@@ -26,8 +26,8 @@ type PoisonNote struct {
 
 // Poisoned is what the checkpoints of a slot say of events that cannot be published.
 type Poisoned struct {
-	Note         *PoisonNote // nil if the bridge is not known to have halted on one
-	DeadLettered []string    // positions of events that are dead letters and that it has not passed yet
+	Note         *PoisonNote       // nil if the bridge is not known to have halted on one
+	DeadLettered []decode.Position // of events that are dead letters and that it has not passed yet
 }
 
 const (
@@ -54,33 +54,32 @@ func ReadPoison(ctx context.Context, o Options) (*Poisoned, error) {
 	if err != nil {
 		return nil, err
 	}
-	p, _, err := poisoned(values, cfg.Key, c.Progress())
+	p, _, err := poisoned(values, cfg.Key, c.SystemID, c.Progress())
 	return p, err
 }
 
 // poisoned reads the notes in values that progress has not passed, and returns those that it
-// has passed as keys to remove.
-func poisoned(values map[string][]byte, key string, progress replication.Progress) (_ *Poisoned, passed map[string][]byte, err error) {
+// has passed, or that are of another cluster, as keys to remove. A note for people that cannot be
+// read goes too; a decision that cannot be read is an error.
+func poisoned(values map[string][]byte, key, systemID string, progress replication.Progress) (_ *Poisoned, passed map[string][]byte, err error) {
 	p, passed := &Poisoned{}, map[string][]byte{}
 	for k, value := range values {
 		text, dead := strings.CutPrefix(k, key+deadKey)
 		var note PoisonNote
 		if k == key+noteKey {
-			if err := json.Unmarshal(value, &note); err != nil {
-				return nil, nil, &checkpoint.CorruptError{Reason: "its note of a poison event: " + err.Error()}
-			}
+			_ = json.Unmarshal(value, &note)
 			text = note.Position
 		} else if !dead {
 			continue
 		}
 		at, err := decode.ParsePosition(text)
 		switch {
-		case err != nil:
+		case err != nil && dead:
 			return nil, nil, &checkpoint.CorruptError{Reason: fmt.Sprintf("key %q: %v", k, err)}
-		case progress.Covers(replication.LSN(at.CommitLSN), at.Index):
+		case err != nil, at.SystemID != systemID, progress.Covers(replication.LSN(at.CommitLSN), at.Index):
 			passed[k] = nil
 		case dead:
-			p.DeadLettered = append(p.DeadLettered, text)
+			p.DeadLettered = append(p.DeadLettered, at)
 		default:
 			p.Note = &note
 		}
@@ -94,16 +93,15 @@ func (s *session) recallPoison(ctx context.Context) error {
 	if s.store == nil {
 		return nil
 	}
-	p, passed, err := poisoned(s.store.Values(), checkpointKey(s.db), s.resumed)
+	p, passed, err := poisoned(s.store.Values(), checkpointKey(s.db), s.stream.Server.SystemID, s.resumed)
 	if err != nil {
 		return err
 	}
 	s.note = p.Note
-	for _, text := range p.DeadLettered {
+	for _, at := range p.DeadLettered {
 		if s.dead == nil {
 			s.dead = map[decode.Position]bool{}
 		}
-		at, _ := decode.ParsePosition(text) // poisoned has
 		s.dead[at] = true
 	}
 	if len(passed) == 0 {
@@ -132,20 +130,29 @@ func (s *session) passesOver(err error) bool {
 	return ok && s.passes(&e.Position)
 }
 
+// stuck reports whether err is of one event that waiting does not bring on its way: poison, or an
+// event whose topic is missing or may not be written to.
+func stuck(err error) bool {
+	if err == nil {
+		return false
+	}
+	_, event := errors.AsType[sink.EventError](err)
+	class := classify(err).class
+	return class == Poison || event && class == Fatal
+}
+
 // notePoison writes down on what the bridge halts, for `walferry poison show`. The log has it too.
 func (s *session) notePoison(ctx context.Context, err error) {
-	if s.keeper.Load() == nil || err == nil || classify(err).class != Poison {
+	if s.keeper.Load() == nil || !stuck(err) {
 		return
 	}
 	note := PoisonNote{Time: time.Now().UTC().Truncate(time.Second)}
 	if e, ok := errors.AsType[*decode.ContractError](err); ok {
 		note.Position, note.Where, note.ID = e.Position.String(), e.Where, e.ID
 		note.Reason = strings.TrimSpace(e.Column + " " + e.Reason)
-	} else if e, ok := errors.AsType[*sink.PoisonError](err); ok {
-		note.Position, note.Where, note.ID, note.Reason = e.Position.String(), s.decode.Where(e.Source), e.ID, e.Reason
-	} else if e, ok := errors.AsType[*sink.PublishError](err); ok {
-		note.Position, note.Where, note.ID = e.Position.String(), s.decode.Where(e.Source), e.ID
-		note.Reason = fmt.Sprintf("the brokers refuse it for topic %q: %v", e.Topic, e.Err)
+	} else if e, ok := errors.AsType[sink.EventError](err); ok {
+		ev := e.Event()
+		note.Position, note.Where, note.ID, note.Reason = ev.Position.String(), s.decode.Where(ev.Source), ev.ID, e.Why()
 	}
 	note.ID = note.ID[:min(len(note.ID), maxNotedID)]
 	value, _ := json.Marshal(&note) // texts and a time can be encoded

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -79,12 +80,25 @@ func (r *rig) deadLetters() (records []*kgo.Record) {
 	return records
 }
 
-// refuseEvents has the brokers refuse events for good while refusing is true.
-func (r *rig) refuseEvents(refusing *atomic.Bool) {
+// seed creates a topic.
+func (r *rig) seed(topic string) {
+	r.t.Helper()
+	client, err := kgo.NewClient(kgo.SeedBrokers(r.kafka.ListenAddrs()...), kgo.Dialer(r.network.DialContext))
+	if err == nil {
+		defer client.Close()
+		_, err = kadm.NewClient(client).CreateTopic(r.t.Context(), 1, 1, map[string]*string{"cleanup.policy": new("compact")}, topic)
+	}
+	if err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// refuseEvents has the brokers refuse, for good, that many requests of events, or of dead letters.
+func (r *rig) refuseEvents(requests *atomic.Int32) {
 	r.kafka.ControlKey(int16(kmsg.Produce), func(request kmsg.Request) (kmsg.Response, error, bool) {
 		r.kafka.KeepControl()
 		produce := request.(*kmsg.ProduceRequest)
-		if produce.TransactionID != nil || !refusing.Load() { // checkpoints are transactional
+		if produce.TransactionID != nil || requests.Add(-1) < 0 { // checkpoints are transactional
 			return nil, nil, false
 		}
 		response := request.ResponseKind().(*kmsg.ProduceResponse)
@@ -134,19 +148,24 @@ func TestPoisonIsMovedOutOfTheWay(t *testing.T) {
 					r.options.Database.Outbox[0].Topic = "walferry.{aggregatetype}-letters"
 				}
 				r.bridge = New(r.options)
-				var refusing atomic.Bool
-				r.refuseEvents(&refusing)
+				var refusals atomic.Int32
+				r.refuseEvents(&refusals)
 				good := func(n int) walsender.Change { // with a topic that is there, whatever the route is
 					return walsender.Message("outbox", []byte(`{"id":"`+ids(n, n)[0]+`","aggregatetype":"order","aggregateid":"k","payload":1}`))
 				}
 				r.start()
 				r.commit(good(0))
 				sleep(5 * time.Second)
-				refusing.Store(test.wal == nil)
+				if test.wal == nil {
+					refusals.Store(1000)
+				}
 				c := r.commit(test.bad(test.wal))
 				r.commit(good(1))
 				r.mustEnd(Poison, "poison show")
-				refusing.Store(false)
+				refusals.Store(0)
+				if test.wal == nil {
+					refusals.Store(1) // the first is of the event again, the second of the dead letter
+				}
 				before := r.pg.Confirmed()
 
 				at := first(c)
@@ -189,7 +208,7 @@ func TestPoisonIsMovedOutOfTheWay(t *testing.T) {
 				if len(letters[0].Headers) != len(want) {
 					t.Errorf("%d headers, want %d", len(letters[0].Headers), len(want))
 				}
-				if p := r.poisoned(); p.Note != nil || !slices.Equal(p.DeadLettered, []string{at.String()}) {
+				if p := r.poisoned(); p.Note != nil || !slices.Equal(p.DeadLettered, []decode.Position{at}) {
 					t.Errorf("after it: %+v", p)
 				}
 				if _, err := MoveToDeadLetters(t.Context(), r.options, at); err == nil || !strings.Contains(err.Error(), "is a dead letter already") {
@@ -346,6 +365,155 @@ func TestADeadLetterWithoutADecision(t *testing.T) {
 		}
 		if n := len(r.deadLetters()); n != 2 {
 			t.Errorf("%d dead letters, want one too many", n)
+		}
+	})
+}
+
+// The brokers refuse a whole batch, of which the bridge can note the first event only. That one is not poison.
+func TestOnlyWhatTheBrokersRefuseNowIsMoved(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newCheckpointedRig(t, time.Second)
+		r.options.Kafka.DeadLetterTopic = deadLetterTopic
+		r.bridge = New(r.options)
+		var refusals atomic.Int32
+		r.refuseEvents(&refusals)
+		refusals.Store(1)
+		r.start()
+		at := first(r.commit(event(0), event(1), event(2)))
+		r.mustEnd(Poison, "max.message.bytes")
+		if n := r.poisoned().Note; n == nil || n.Position != at.String() {
+			t.Fatalf("the note is %+v", n)
+		}
+		_, err := MoveToDeadLetters(t.Context(), r.options, at)
+		if classOf(err) != Fatal || !strings.Contains(err.Error(), "the brokers take it now") {
+			t.Errorf("%v", err)
+		}
+		r.again()
+		r.start()
+		sleep(5 * time.Second)
+		if err := r.finish(); err != nil {
+			t.Fatal(err)
+		}
+		if got := firstCopies(r.delivered()); !slices.Equal(got, ids(0, 2)) {
+			t.Errorf("delivered %v", got)
+		}
+		if n := len(r.deadLetters()); n != 0 {
+			t.Errorf("%d dead letters", n)
+		}
+	})
+}
+
+// An aggregate type that was mistyped needs a topic that nobody wants.
+func TestAnEventWithoutATopicIsMovedOutOfTheWay(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		class Class
+		edit  func(r *rig)
+	}{
+		{"it must not be created", Fatal, func(r *rig) {
+			r.options.Kafka.Topics.Create = false
+			r.seed(deadLetterTopic)
+		}},
+		{"it collides with another", Poison, func(r *rig) {
+			r.kafka.ControlKey(int16(kmsg.CreateTopics), func(request kmsg.Request) (kmsg.Response, error, bool) {
+				create := request.(*kmsg.CreateTopicsRequest)
+				if !strings.HasSuffix(create.Topics[0].Topic, ".typo") {
+					return nil, nil, false
+				}
+				r.kafka.KeepControl()
+				response := request.ResponseKind().(*kmsg.CreateTopicsResponse)
+				topic := kmsg.NewCreateTopicsResponseTopic()
+				topic.Topic, topic.ErrorCode = create.Topics[0].Topic, kerr.InvalidTopicException.Code
+				response.Topics = append(response.Topics, topic)
+				return response, nil, true
+			})
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				r := newCheckpointedRig(t, time.Second)
+				r.options.Kafka.DeadLetterTopic = deadLetterTopic
+				r.seed(checkpointTopic)
+				test.edit(r)
+				r.bridge = New(r.options)
+				r.start()
+				c := r.commit(event(0), walsender.Row(outboxRelation, badRow("typo")), event(1))
+				r.mustEnd(test.class, "outbox.event.typo")
+				at := first(c)
+				at.Index = 1
+				if n := r.poisoned().Note; n == nil || n.Position != at.String() || !strings.Contains(n.Reason, "outbox.event.typo") {
+					t.Fatalf("the note is %+v", n)
+				}
+				if _, err := MoveToDeadLetters(t.Context(), r.options, at); err != nil {
+					t.Fatal(err)
+				}
+				r.again()
+				r.start()
+				sleep(5 * time.Second)
+				if err := r.finish(); err != nil {
+					t.Fatal(err)
+				}
+				if got := firstCopies(r.delivered()); !slices.Equal(got, ids(0, 1)) {
+					t.Errorf("delivered %v", got)
+				}
+			})
+		})
+	}
+}
+
+// The note of a halt takes two round trips of Kafka more than a session in a hurry has time for.
+func TestAHaltIsNotedWhenKafkaIsSlow(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newCheckpointedRig(t, time.Second)
+		r.kafka.ControlKey(int16(kmsg.Produce), func(request kmsg.Request) (kmsg.Response, error, bool) {
+			r.kafka.KeepControl()
+			if request.(*kmsg.ProduceRequest).TransactionID != nil {
+				r.kafka.SleepControl(func() { sleep(time.Second) })
+			}
+			return nil, nil, false
+		})
+		var refusals atomic.Int32
+		r.start()
+		r.commit(event(0))
+		sleep(5 * time.Second)
+		r.refuseEvents(&refusals)
+		r.commit(event(1))
+		sleep(300 * time.Millisecond) // a checkpoint is on its way
+		refusals.Store(1)
+		at := first(r.commit(event(2)))
+		r.mustEnd(Poison, "max.message.bytes")
+		if n := r.poisoned().Note; n == nil || n.Position != at.String() {
+			t.Fatalf("the note is %+v", n)
+		}
+	})
+}
+
+// A dead letter finds room in any topic.
+func TestALargeDeadLetterComesInParts(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newCheckpointedRig(t, time.Second)
+		r.options.Kafka.DeadLetterTopic = deadLetterTopic
+		r.bridge = New(r.options)
+		r.start()
+		large := bytes.Repeat([]byte("no JSON "), 150_000)
+		at := first(r.commit(walsender.Message("outbox", large)))
+		r.mustEnd(Poison, "valid JSON")
+		letter, err := MoveToDeadLetters(t.Context(), r.options, at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var value []byte
+		var parts []string
+		for _, record := range r.deadLetters() {
+			value = append(value, record.Value...)
+			last := record.Headers[len(record.Headers)-1]
+			parts = append(parts, last.Key+"="+string(last.Value))
+		}
+		if len(value) != letter.Size || !bytes.HasSuffix(value, large) {
+			t.Errorf("%d bytes, want %d", len(value), letter.Size)
+		}
+		if want := []string{"walferry-part=1/3", "walferry-part=2/3", "walferry-part=3/3"}; !slices.Equal(parts, want) {
+			t.Errorf("parts %v, want %v", parts, want)
 		}
 	})
 }

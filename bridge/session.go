@@ -187,7 +187,7 @@ func (s *session) drainWithin(ctx context.Context) {
 // and, if the stream may still be whole, waits until Postgres has noted it.
 func (s *session) confirm(ctx context.Context, err error) error {
 	timeout := confirmTimeout
-	if ctx.Err() != nil {
+	if ctx.Err() != nil && !stuck(err) {
 		timeout = hasty
 	}
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)

@@ -224,7 +224,8 @@ func (cfg Config) ensureTopic(ctx context.Context, client *kgo.Client) error {
 	}
 	if !exists {
 		if !cfg.Create {
-			return &sink.MissingTopicError{Topic: cfg.Topic}
+			return &sink.MissingTopicError{Topic: cfg.Topic, Options: fmt.Sprintf(
+				"--partitions 1 --config cleanup.policy=compact --config segment.bytes=%s --config segment.ms=%s", segmentBytes, segmentMS)}
 		}
 		if err := sink.CreateTopic(ctx, client, cfg.Topic, 1, map[string]*string{
 			"cleanup.policy": new("compact"), "segment.bytes": new(segmentBytes), "segment.ms": new(segmentMS),

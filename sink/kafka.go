@@ -64,11 +64,8 @@ const keepBytes = 64 << 10
 
 // PublishError is a record that the brokers, or the client in their stead, did not take.
 type PublishError struct {
-	Position decode.Position
-	Source   int    // as decode.Event.Source
-	ID       string // of the event; it is not part of the text
-	Topic    string
-	Err      error
+	Refused
+	Err error
 }
 
 func (e *PublishError) Error() string {
@@ -76,6 +73,11 @@ func (e *PublishError) Error() string {
 }
 
 func (e *PublishError) Unwrap() error { return e.Err }
+
+// Why returns the brokers' reason.
+func (e *PublishError) Why() string {
+	return fmt.Sprintf("the brokers refuse it for topic %q: %v", e.Topic, e.Err)
+}
 
 // connectTimeout bounds how long Open waits for the brokers.
 const connectTimeout = 15 * time.Second
@@ -149,8 +151,7 @@ func (k *Kafka) newRecord() *record {
 // record, else with the error that ends the session. Events of one key keep their order.
 //
 // It fails, without calling done, with *PoisonError for an event that can never be
-// published, with the first failure once any event has failed, and with the errors of
-// creating topics.
+// published, with *TopicError, and with the first failure once any event has failed.
 func (k *Kafka) Publish(ctx context.Context, ev *decode.Event, done func(error)) error {
 	if err := k.failed.Load(); err != nil {
 		return err
@@ -161,7 +162,7 @@ func (k *Kafka) Publish(ctx context.Context, ev *decode.Event, done func(error))
 	}
 	if !k.ready[r.Topic] {
 		if err := k.ensureTopic(ctx, r.Topic); err != nil {
-			return err
+			return noTopic(ev, r.Topic, err)
 		}
 	}
 	r.done, r.since = done, time.Now()
@@ -172,7 +173,7 @@ func (k *Kafka) Publish(ctx context.Context, ev *decode.Event, done func(error))
 // finish is the promise of every record; kgo calls it serially.
 func (k *Kafka) finish(r *record, err error) {
 	if err != nil {
-		failure := &PublishError{r.position, r.source, string(r.headers[0].Value), r.Topic, err}
+		failure := &PublishError{Refused{r.position, r.source, string(r.headers[0].Value), r.Topic}, err}
 		k.failed.CompareAndSwap(nil, failure)
 		r.done(failure)
 		return // and leave the record to the collector: nothing of a failed client is reused

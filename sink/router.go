@@ -24,18 +24,40 @@ type Route struct {
 
 const topicPlaceholder = "{aggregatetype}"
 
-// PoisonError is an event that cannot become a Kafka record, now or ever.
-type PoisonError struct {
+// Refused is the event of an error of this package.
+type Refused struct {
 	Position decode.Position
 	Source   int    // as decode.Event.Source
-	ID       string // of the event; it is not part of the text
+	ID       string // of the event; it is not part of any text
 	Topic    string // may be empty
-	Reason   string
+}
+
+// EventError is an error of one event: *PoisonError, *TopicError or *PublishError.
+type EventError interface {
+	error
+	Event() *Refused
+	Why() string // without the event
+}
+
+// Event returns r.
+func (r *Refused) Event() *Refused { return r }
+
+func refuse(ev *decode.Event, topic string) Refused {
+	return Refused{ev.Position, ev.Source, string(ev.ID), topic}
+}
+
+// PoisonError is an event that cannot become a Kafka record, now or ever.
+type PoisonError struct {
+	Refused
+	Reason string
 }
 
 func poison(ev *decode.Event, topic, reason string) *PoisonError {
-	return &PoisonError{ev.Position, ev.Source, string(ev.ID), topic, reason}
+	return &PoisonError{refuse(ev, topic), reason}
 }
+
+// Why returns the reason.
+func (e *PoisonError) Why() string { return e.Reason }
 
 func (e *PoisonError) Error() string {
 	if e.Topic == "" {

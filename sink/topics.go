@@ -11,6 +11,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/walferry/walferry/decode"
 )
 
 // Topics remembers, over all sinks of one bridge, the topics that events went to. The zero
@@ -20,7 +22,8 @@ type Topics struct{ used sync.Map }
 // MissingTopicError is a topic that does not exist and that we must not create.
 type MissingTopicError struct {
 	Topic    string
-	Vanished bool // events went to it before: whoever deleted it deleted them
+	Vanished bool   // events went to it before: whoever deleted it deleted them
+	Options  string // for kafka-topics.sh --create, if it has to be a certain topic
 }
 
 func (e *MissingTopicError) Error() string {
@@ -28,6 +31,28 @@ func (e *MissingTopicError) Error() string {
 		return fmt.Sprintf("topic %q has vanished after events went to it", e.Topic)
 	}
 	return fmt.Sprintf("topic %q does not exist and kafka.topics.create is false", e.Topic)
+}
+
+// TopicError is an event whose topic is not there and cannot be made.
+type TopicError struct {
+	Refused
+	Err error
+}
+
+func (e *TopicError) Error() string { return fmt.Sprintf("event %s: %v", e.Position, e.Err) }
+
+func (e *TopicError) Unwrap() error { return e.Err }
+
+// Why returns the reason.
+func (e *TopicError) Why() string { return e.Err.Error() }
+
+// noTopic is the error of an event without a topic. A name that the brokers refuse, for one because
+// another differs from it in . and _ only, can never be made.
+func noTopic(ev *decode.Event, topic string, err error) error {
+	if errors.Is(err, kerr.InvalidTopicException) {
+		return poison(ev, topic, err.Error())
+	}
+	return &TopicError{refuse(ev, topic), err}
 }
 
 const topicTimeout = 15 * time.Second
@@ -53,7 +78,7 @@ func (k *Kafka) ensureTopic(ctx context.Context, topic string) error {
 
 func (k *Kafka) createTopic(ctx context.Context, topic string) error {
 	if _, vanished := k.cfg.Topics.used.Load(topic); vanished || !k.cfg.CreateTopics {
-		return &MissingTopicError{topic, vanished}
+		return &MissingTopicError{Topic: topic, Vanished: vanished}
 	}
 	if err := CreateTopic(ctx, k.client, topic, brokerDefault, nil); err != nil {
 		return err

@@ -15,7 +15,7 @@ import (
 	"github.com/walferry/walferry/bridge/config"
 )
 
-// deadLetters returns the world's records in the dead-letter topic, which all worlds share.
+// deadLetters returns the world's records in the dead-letter topic, which all worlds share, those of one letter as one.
 func (w *world) deadLetters() (letters []*kgo.Record) {
 	w.t.Helper()
 	ctx, cancel := context.WithTimeout(w.t.Context(), patience)
@@ -39,8 +39,14 @@ func (w *world) deadLetters() (letters []*kgo.Record) {
 		}
 		fetches.EachRecord(func(r *kgo.Record) {
 			at = r.Offset + 1
-			if header(r, "walferry-slot") == w.prefix {
+			part := header(r, "walferry-part")
+			switch {
+			case header(r, "walferry-slot") != w.prefix:
+			case part == "" || strings.HasPrefix(part, "1/"):
 				letters = append(letters, r)
+			default:
+				last := letters[len(letters)-1]
+				last.Value = append(last.Value, r.Value...)
 			}
 		})
 	}
