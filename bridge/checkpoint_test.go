@@ -126,10 +126,7 @@ func TestWhatIsPublishedIsSkipped(t *testing.T) {
 		r.pg.Start(0x1500000) // all of it is forgotten
 		sleep(5 * time.Second)
 		r.commit(event(10))
-		sleep(5 * time.Second)
-		if err := r.finish(); err != nil {
-			t.Error(err)
-		}
+		r.finishAfter(5 * time.Second)
 		r.again()
 		r.pg.Crash()
 		r.pg.Start(0x1500000)
@@ -165,10 +162,7 @@ func TestALargeTransactionGoesOnWhereItStood(t *testing.T) {
 		r.again()
 		r.pg.Release()
 		r.start()
-		sleep(5 * time.Second)
-		if err := r.finish(); err != nil {
-			t.Error(err)
-		}
+		r.finishAfter(5 * time.Second)
 		// A run that was not whole is all that may come twice.
 		if ids := r.delivered(); len(ids) < events || len(ids) > events+512 {
 			t.Errorf("%d events delivered, want %d and at most a run of 512 twice", len(ids), events)
@@ -196,10 +190,7 @@ func TestAFrozenInstanceIsFenced(t *testing.T) {
 		if s := r.bridge.Status(); !strings.Contains(s.LastError, "has taken over") {
 			t.Errorf("%s, %q: want it to notice that it was fenced", s.State, s.LastError)
 		}
-		sleep(10 * time.Second)
-		if err := r.finish(); err != nil {
-			t.Error(err)
-		}
+		r.finishAfter(10 * time.Second)
 	})
 }
 
@@ -236,10 +227,7 @@ func TestGapsStopTheBridge(t *testing.T) {
 				r := newCheckpointedRig(t, time.Second)
 				r.start()
 				r.commit(event(0))
-				sleep(5 * time.Second)
-				if err := r.finish(); err != nil {
-					t.Fatal(err)
-				}
+				r.finishAfter(5 * time.Second)
 				test.do(r)
 				r.again()
 				r.start()
@@ -279,20 +267,14 @@ func TestAnAcceptedGapIsLoggedAndClosed(t *testing.T) {
 		r.bridge = New(r.options)
 		r.start()
 		r.commit(event(1))
-		sleep(5 * time.Second)
-		if err := r.finish(); err != nil {
-			t.Error(err)
-		}
+		r.finishAfter(5 * time.Second)
 		if !strings.Contains(r.log.String(), "a gap is accepted") {
 			t.Error("the log does not tell of the gap")
 		}
 		r.again() // without the flag
 		r.start()
 		r.commit(event(2))
-		sleep(5 * time.Second)
-		if err := r.finish(); err != nil {
-			t.Error(err)
-		}
+		r.finishAfter(5 * time.Second)
 		if ids := r.delivered(); len(ids) != 3 {
 			t.Errorf("delivered %v", ids)
 		}

@@ -200,10 +200,7 @@ func TestPositionsAreTheSameAfterARestartInATransaction(t *testing.T) {
 		r.again()
 		r.pg.Release()
 		r.start()
-		sleep(5 * time.Second)
-		if err := r.finish(); err != nil {
-			t.Fatal(err)
-		}
+		r.finishAfter(5 * time.Second)
 		seen := map[int]bool{}
 		for _, got := range r.positions() {
 			n, err := strconv.Atoi(strings.TrimPrefix(got.id, "id-"))

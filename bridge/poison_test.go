@@ -217,10 +217,7 @@ func TestPoisonIsMovedOutOfTheWay(t *testing.T) {
 
 				r.again()
 				r.start()
-				sleep(5 * time.Second)
-				if err := r.finish(); err != nil {
-					t.Fatal(err)
-				}
+				r.finishAfter(5 * time.Second)
 				if p := r.poisoned(); p.Note != nil || len(p.DeadLettered) != 0 {
 					t.Errorf("when it is passed: %+v", p)
 				}
@@ -230,10 +227,7 @@ func TestPoisonIsMovedOutOfTheWay(t *testing.T) {
 				r.again()
 				r.start()
 				r.commit(good(2))
-				sleep(5 * time.Second)
-				if err := r.finish(); err != nil {
-					t.Fatal(err)
-				}
+				r.finishAfter(5 * time.Second)
 				cfg, _ := r.options.checkpoints("7000")
 				if got := r.stored(cfg.Key + deadKey + at.String()); got != nil {
 					t.Errorf("the decision is kept: %s", got)
@@ -270,10 +264,7 @@ func testDeadLetterInside(t *testing.T, bad walsender.Change) {
 		r.again()
 		r.start()
 	}
-	sleep(5 * time.Second)
-	if err := r.finish(); err != nil {
-		t.Fatal(err)
-	}
+	r.finishAfter(5 * time.Second)
 	if got := r.delivered(); !slices.Equal(got, ids(0, 2)) {
 		t.Errorf("delivered %v", got)
 	}
@@ -359,10 +350,7 @@ func TestADeadLetterWithoutADecision(t *testing.T) {
 		}
 		r.again()
 		r.start()
-		sleep(5 * time.Second)
-		if err := r.finish(); err != nil {
-			t.Fatal(err)
-		}
+		r.finishAfter(5 * time.Second)
 		if n := len(r.deadLetters()); n != 2 {
 			t.Errorf("%d dead letters, want one too many", n)
 		}
@@ -390,10 +378,7 @@ func TestOnlyWhatTheBrokersRefuseNowIsMoved(t *testing.T) {
 		}
 		r.again()
 		r.start()
-		sleep(5 * time.Second)
-		if err := r.finish(); err != nil {
-			t.Fatal(err)
-		}
+		r.finishAfter(5 * time.Second)
 		if got := firstCopies(r.delivered()); !slices.Equal(got, ids(0, 2)) {
 			t.Errorf("delivered %v", got)
 		}
@@ -449,10 +434,7 @@ func TestAnEventWithoutATopicIsMovedOutOfTheWay(t *testing.T) {
 				}
 				r.again()
 				r.start()
-				sleep(5 * time.Second)
-				if err := r.finish(); err != nil {
-					t.Fatal(err)
-				}
+				r.finishAfter(5 * time.Second)
 				if got := firstCopies(r.delivered()); !slices.Equal(got, ids(0, 1)) {
 					t.Errorf("delivered %v", got)
 				}

@@ -230,6 +230,15 @@ func (r *rig) finish() error {
 	return err
 }
 
+// finishAfter lets the bridge run for d, and drains it.
+func (r *rig) finishAfter(d time.Duration) {
+	r.t.Helper()
+	sleep(d)
+	if err := r.finish(); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
 // commit commits a transaction and notes what the server sends of it.
 func (r *rig) commit(changes ...walsender.Change) walsender.Committed {
 	c := r.pg.Commit(changes)

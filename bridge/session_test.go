@@ -303,10 +303,7 @@ func TestAShutdownOfPostgresIsNotHeldUp(t *testing.T) {
 		}
 		release()
 		r.pg.Start(0)
-		sleep(40 * time.Second)
-		if err := r.finish(); err != nil {
-			t.Fatal(err)
-		}
+		r.finishAfter(40 * time.Second)
 		if got := firstCopies(r.delivered()); !slices.Equal(got, ids(0, 0)) {
 			t.Errorf("delivered %v", got)
 		}
