@@ -90,6 +90,16 @@ func TestOnlyAFailureForItsReasonKills(t *testing.T) {
 	}
 }
 
+// A change of the code that a mutant replaces has to change the mutant as well.
+func TestEveryMutantFindsItsPlace(t *testing.T) {
+	l := &lab{root: filepath.Join("..", ".."), temp: t.TempDir()}
+	for _, m := range mutants {
+		if _, err := l.overlay(m); err != nil {
+			t.Errorf("%s: %v", m.name, err)
+		}
+	}
+}
+
 func TestASuiteThatKillsThemAllIsProven(t *testing.T) {
 	out, err := proveIn(t, planted("minus", "a + b", "a - b"))
 	if !strings.HasSuffix(out, "\nmutants: 1 killed, 0 survived\n") || err != nil {

@@ -143,11 +143,12 @@ var mutants = []mutant{
 		repeats: "what comes after a restart inside of a transaction is counted anew: debezium/debezium#7531, redpanda-data/connect#4677",
 		edits: []edit{{
 			"bridge/session.go",
-			"done, err := s.inflight.Add(ctx, c.Event.Position.Index)",
+			"index := c.Event.Position.Index\n",
 			`if p := &c.Event.Position; replication.LSN(p.CommitLSN) == s.resumed.Commit {
 				p.Index -= s.resumed.Index
 			}
-			done, err := s.inflight.Add(ctx, c.Event.Position.Index)`,
+			index := c.Event.Position.Index
+`,
 		}},
 		checker: checker{"./bridge", "TestPositionsAreTheSameAfterARestartInATransaction"},
 		says:    "has position",
@@ -179,11 +180,33 @@ var mutants = []mutant{
 		repeats: "a slot that was dropped and recreated is taken as if nothing was missing: debezium/debezium#3970",
 		edits: []edit{{
 			"checkpoint/checkpoint.go",
-			"if f.Start > r.From.Flushed {",
-			"if false {",
+			"case f.Start > r.From.Flushed:",
+			"case false:",
 		}},
 		checker: checker{"./checkpoint", "TestResume"},
 		says:    "the slot is ahead: <nil>, want a gap",
+	},
+	{
+		name:    "older-copy-taken",
+		repeats: "new events at LSNs that were used before the server was restored are skipped: ours",
+		edits: []edit{{
+			"checkpoint/checkpoint.go",
+			"case max(r.From.Flushed, r.From.Commit) > f.WALEnd:",
+			"case false:",
+		}},
+		checker: checker{"./checkpoint", "TestResume"},
+		says:    "restored from an older copy: <nil>, want a gap",
+	},
+	{
+		name:    "batch-judged-by-its-first",
+		repeats: "the brokers refuse a batch, and its first event is taken for the bad one: ours",
+		edits: []edit{{
+			"bridge/deadletter.go",
+			"	k, err := s.openSink(ctx)\n",
+			"	if s.note.Reason != \"\" {\n\t\treturn s.note.Reason, nil\n\t}\n\tk, err := s.openSink(ctx)\n",
+		}},
+		checker: checker{"./bridge", "TestOnlyWhatTheBrokersRefuseNowIsMoved"},
+		says:    "dead letters",
 	},
 	{
 		name:    "keepalive-never-confirmed",
@@ -201,7 +224,7 @@ var mutants = []mutant{
 		repeats: "the session begins where the slot stood before it was ours",
 		edits: []edit{
 			{"replication/stream.go", "s := &Stream{Server: server,", "s := &Stream{Start: slot.ConfirmedFlush, Server: server,"},
-			{"replication/stream.go", "s.Start = slot.ConfirmedFlush\n", "\n"},
+			{"replication/stream.go", "s.Start, s.WALEnd = slot.ConfirmedFlush, slot.SnapshotLSN", "s.WALEnd = slot.SnapshotLSN"},
 		},
 		checker: checker{"./bridge", "TestASessionBeginsWhereTheSlotStandsOnceItIsOurs"},
 		says:    "the session began at",
