@@ -333,7 +333,9 @@ func (w *world) eachRecord(visit func(*kgo.Record)) {
 	})
 	client.AddConsumePartitions(assigned)
 	for got := int64(0); got < want; {
-		fetches := client.PollFetches(ctx)
+		polling, cancel := context.WithTimeout(context.Background(), patience) // for some of them, for there may be millions
+		fetches := client.PollFetches(polling)
+		cancel()
 		if err := fetches.Err(); err != nil {
 			w.t.Fatalf("read topics: %d of %d records: %v", got, want, err)
 		}
