@@ -81,7 +81,7 @@ func TestTableIsRenamed(t *testing.T) {
 		r.awaitState(bridge.Streaming)
 		want := w.order("k", "1")
 		w.awaitCaughtUp()
-		r.stop()
+		r.drain()
 		down := w.order("k", "2") // written under the old name, read after the rename
 		w.exec("CREATE SCHEMA sales; ALTER TABLE outbox RENAME TO events; ALTER TABLE events SET SCHEMA sales")
 		late := w.emit("INSERT INTO sales.events (aggregatetype, aggregateid, type, payload) VALUES ('order', 'k', 'T', '3')" + returning)

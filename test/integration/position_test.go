@@ -56,9 +56,16 @@ func TestPositionsAreTheSameInEverySession(t *testing.T) {
 	})
 }
 
-// A transaction of which only a part was acknowledged is sent again whole.
+// A transaction of which only a part was acknowledged goes on where it stopped, or without checkpoints is sent again
+// whole, at the same positions.
 func TestPositionsAfterAStopInATransaction(t *testing.T) {
-	w := newWorld(t, newest(t), func(c *config.Config) { c.Kafka.MaxRecord = 1 << 10 })
+	t.Run("checkpoints", func(t *testing.T) { testStopInATransaction(t, 1, nil) })
+	t.Run("none", func(t *testing.T) { testStopInATransaction(t, 2, withoutCheckpoints) })
+}
+
+func testStopInATransaction(t *testing.T, copies int, edit func(*config.Config)) {
+	w := newWorld(t, newest(t), edit)
+	w.cfg.Kafka.MaxRecord = 1 << 10
 	first := w.order("k", "0")
 	before := w.insertLSN()
 	w.exec("BEGIN")
@@ -70,11 +77,15 @@ func TestPositionsAfterAStopInATransaction(t *testing.T) {
 
 	w.cfg.Kafka.MaxRecord = 1 << 20
 	w.drainAll()
-	w.mustPublish("order", concat(first, part, part, rest))
+	again := part[:0:0]
+	if copies == 2 {
+		again = part
+	}
+	w.mustPublish("order", concat(first, part, again, rest))
 	positions := w.positions("order")
 	for _, e := range part {
-		if p := positions[e.id]; len(p) != 2 || p[0] != p[1] {
-			t.Errorf("positions of a duplicate: %q", p)
+		if p := positions[e.id]; len(p) != copies || p[0] != p[copies-1] {
+			t.Errorf("positions of an event: %q", p)
 		}
 	}
 }
