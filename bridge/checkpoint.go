@@ -125,7 +125,14 @@ func (s *session) keepCheckpoints(ctx context.Context) (end func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		if err := k.Run(running, writing); err != nil {
+		err := k.Run(running, writing)
+		for errors.Is(err, checkpoint.ErrUnanswered) && running.Err() == nil {
+			s.log.Warn().Err(err).Msg("nothing is confirmed until Kafka takes a checkpoint")
+			if err = s.reopenStore(running, k); err == nil {
+				err = k.Run(running, writing)
+			}
+		}
+		if err != nil {
 			s.fail(err)
 		}
 	}()
@@ -135,6 +142,34 @@ func (s *session) keepCheckpoints(ctx context.Context) (end func()) {
 		defer unhook()
 		defer time.AfterFunc(confirmTimeout, giveUp).Stop()
 		<-done
+	}
+}
+
+// reopenStore opens the checkpoints again as soon as Kafka answers, or until ctx is done: an outage is no
+// reason to end a session, which would begin with duplicates.
+func (s *session) reopenStore(ctx context.Context, k *checkpoint.Keeper) error {
+	cfg, err := s.options.checkpoints(s.stream.Server.SystemID)
+	if err != nil {
+		return err
+	}
+	pause := time.NewTicker(time.Second)
+	defer pause.Stop()
+	for {
+		store, err := checkpoint.Open(ctx, cfg)
+		switch {
+		case err == nil:
+			s.store.Close()
+			s.store = store // of this goroutine until the session has ended
+			return k.Reopen(store)
+		case ctx.Err() != nil:
+			return nil
+		case classify(err).class != Retry:
+			return err
+		}
+		select {
+		case <-ctx.Done():
+		case <-pause.C:
+		}
 	}
 }
 

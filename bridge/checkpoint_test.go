@@ -13,6 +13,7 @@ import (
 
 	"github.com/walferry/walferry/bridge/config"
 	"github.com/walferry/walferry/checkpoint"
+	"github.com/walferry/walferry/internal/pgoutput"
 	"github.com/walferry/walferry/internal/walsender"
 	"github.com/walferry/walferry/replication"
 )
@@ -336,6 +337,33 @@ func testNewTable(t *testing.T) {
 			t.Errorf("%v: rewrite %t, want %t: %v", test.now, rewrite, test.want, err)
 		}
 	}
+}
+
+// Brokers that are away for minutes end no session, in which a checkpoint was on its way to them.
+func TestAnOutageOfKafkaEndsNoSession(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newCheckpointedRig(t, time.Second)
+		r.start()
+		r.commit(event(0))
+		sleep(5 * time.Second)
+		r.commit(event(1))
+		sleep(20 * time.Millisecond) // it is acknowledged, the checkpoint of it not written
+		release := r.holdProduce()
+		last := r.commit(walsender.Insert(otherRelation, pgoutput.Text("7")))
+		sleep(5 * time.Minute)
+		if s := r.bridge.Status(); s.State != Streaming || s.Sessions != 1 {
+			t.Errorf("%s in session %d", s.State, s.Sessions)
+		}
+		release()
+		sleep(time.Minute)
+		if got := r.pg.Confirmed(); got < last.EndLSN {
+			t.Errorf("confirmed %s, want %s", got, last.EndLSN)
+		}
+		r.finishAfter(time.Second)
+		if got := r.delivered(); !slices.Equal(got, ids(0, 1)) || r.bridge.Status().Sessions != 1 {
+			t.Errorf("delivered %v in %d sessions", got, r.bridge.Status().Sessions)
+		}
+	})
 }
 
 // A lost watch connection may be a shutdown, for which checkpoints hurry; another one says that it is none.

@@ -69,6 +69,7 @@ func TestErrorsOfTheRooms(t *testing.T) {
 		{"no slot", fmt.Errorf("slot %q: %w", "s", replication.ErrNoSlot), Fatal, "walferry init"},
 		{"a malformed pgoutput message", &decode.MalformedError{Message: 'I'}, Fatal, "nothing was confirmed past it"},
 		{"a malformed replication message", &replication.MalformedError{Size: 1}, Fatal, "nothing was confirmed past it"},
+		{"an outage of Kafka", fmt.Errorf("write: %w", checkpoint.ErrUnanswered), Retry, ""},
 		{"the stream's end", replication.ErrStreamEnded, Retry, ""},
 		{"silence", fmt.Errorf("slot: %w", replication.ErrSilent), Retry, ""},
 		{"a shutdown", fmt.Errorf("slot: %w", replication.ErrServerShutdown), Retry, ""},

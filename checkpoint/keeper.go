@@ -1,8 +1,10 @@
 package checkpoint
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -34,6 +36,8 @@ type Keeper struct {
 	candidate snapshot
 	snapshot  string // the last one that has become true
 
+	written, tried []byte // values of the last write that came to its end, and of the last one
+
 	last   replication.Progress // that was written
 	at     time.Time            // of the last checkpoint
 	minute string               // of the last entry of the index
@@ -54,6 +58,7 @@ func (k *Keeper) Begin(ctx context.Context, f Found, r Resume, rewrite bool) err
 	k.next = Checkpoint{Version: version, SystemID: f.SystemID, Timeline: f.Timelines.Current(), Membership: f.Membership}
 	k.next.TimelineBegan.LSN = f.Timelines.Began(k.next.Timeline)
 	k.resumed, k.last, k.snapshot = r.From, r.From, r.Snapshot
+	k.written = k.Store.Values()[k.Key]
 	if rewrite {
 		return k.write(ctx, r.From)
 	}
@@ -114,6 +119,7 @@ func (k *Keeper) write(ctx context.Context, p replication.Progress) error {
 	if err != nil {
 		return fmt.Errorf("encode the checkpoint: %w", err)
 	}
+	k.tried = value
 	values := map[string][]byte{k.Key: value}
 	minute := c.Time.Format(minuteFormat)
 	if minute != k.minute {
@@ -122,11 +128,21 @@ func (k *Keeper) write(ctx context.Context, p replication.Progress) error {
 	if err := k.Store.Write(ctx, values); err != nil {
 		return err
 	}
-	k.last, k.at, k.minute = p, c.Time, minute
+	k.written, k.last, k.at, k.minute = value, p, c.Time, minute
 	k.durable.Store(uint64(p.Flushed))
 	if k.Written != nil {
 		k.Written(&c)
 	}
+	return nil
+}
+
+// Reopen goes on with another Store, after a Write that failed with ErrUnanswered. It fails with
+// *FencedError if anybody else has written a checkpoint. It must not be called while Run runs.
+func (k *Keeper) Reopen(s *Store) error {
+	if found := s.Values()[k.Key]; !bytes.Equal(found, k.written) && !bytes.Equal(found, k.tried) {
+		return &FencedError{s.cfg.Topic, s.cfg.TransactionalID, errors.New("the checkpoint is not ours")}
+	}
+	k.Store = s
 	return nil
 }
 

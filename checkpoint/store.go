@@ -70,6 +70,9 @@ func (e *TopicError) Error() string {
 	return fmt.Sprintf("topic %q cannot keep checkpoints: %s", e.Topic, e.Reason)
 }
 
+// ErrUnanswered is a Write that the brokers did not answer for writeTimeout: they are away.
+var ErrUnanswered = errors.New("the brokers did not answer")
+
 const (
 	// openTimeout bounds opening and reading.
 	openTimeout = 30 * time.Second
@@ -129,7 +132,7 @@ func (c *Store) open(ctx context.Context) (err error) {
 func (c *Store) Values() map[string][]byte { return c.values }
 
 // Write writes values by key in one Kafka transaction and returns when it is committed, or
-// fails when ctx ends or after writeTimeout. A nil value removes its key. After an error
+// fails when ctx ends or, with ErrUnanswered, after writeTimeout. A nil value removes its key. After an error
 // it is not known whether the values are committed; every later Write fails with the same
 // error. It fails with *FencedError if somebody else has taken over.
 func (c *Store) Write(ctx context.Context, values map[string][]byte) error {
@@ -139,7 +142,7 @@ func (c *Store) Write(ctx context.Context, values map[string][]byte) error {
 		}
 	}
 	if c.failed == nil {
-		ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+		ctx, cancel := context.WithTimeoutCause(ctx, writeTimeout, fmt.Errorf("%w for %s", ErrUnanswered, writeTimeout))
 		defer cancel()
 		c.failed = c.write(ctx, values)
 	}

@@ -275,18 +275,19 @@ func messageTooLarge(f *faultRun) {
 	c := w.daemon("")
 	c.awaitStreaming()
 	l.more(50)
+	before := w.insertLSN()
 	for i := range neighbours {
 		keep(big(fmt.Sprint("before ", i)))
 	}
-	before := w.insertLSN()
 	culprit := big(noise(300_000, 7)) // does not compress
 	keep(culprit)
 	for i := range neighbours {
 		keep(big(fmt.Sprint("behind ", i)))
 	}
+	// What is refused is a batch: the error names its first event, which is the large one or before it.
 	_, stderr := c.exit(65)
 	w.mustNotConfirm(before, stderr)
-	walferry(f.T, "run", "--config", w.configFile("")).exit(65)
+	_, stderr = walferry(f.T, "run", "--config", w.configFile("")).exit(65)
 	w.mustNotConfirm(before, stderr)
 	l.more(50)
 	raised := "1048588"
