@@ -118,13 +118,13 @@ func (h *history) again(e *event, s *stream) {
 }
 
 // crash notes that the stream of a process ends in a crash, of the process or of Postgres.
+// Only the first counts: Postgres may crash once more while the process is dead.
 func (h *history) crash(s *stream) {
-	if s == nil {
-		return
-	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	s.crashed = time.Now()
+	if s != nil && s.crashed.IsZero() {
+		s.crashed = time.Now()
+	}
 }
 
 // undisturbed returns the stream of a process if nothing was in its way since it began, and
