@@ -125,15 +125,18 @@ func (s *session) keepCheckpoints(ctx context.Context) (end func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		err := k.Run(running, writing)
-		for errors.Is(err, checkpoint.ErrUnanswered) && running.Err() == nil {
-			s.log.Warn().Err(err).Msg("nothing is confirmed until Kafka takes a checkpoint")
-			if err = s.reopenStore(running, k); err == nil {
-				err = k.Run(running, writing)
+		for {
+			err := k.Run(running, writing)
+			if errors.Is(err, checkpoint.ErrUnanswered) && running.Err() == nil {
+				s.log.Warn().Err(err).Msg("nothing is confirmed until Kafka takes a checkpoint")
+				if err = s.reopenStore(running, k); err == nil {
+					continue
+				}
 			}
-		}
-		if err != nil {
-			s.fail(err)
+			if err != nil {
+				s.fail(err)
+			}
+			return
 		}
 	}()
 	return func() {
@@ -199,15 +202,21 @@ func (b *Bridge) missingSlot(ctx context.Context) error {
 // ReadCheckpoint returns the checkpoint of a database, nil if there is none, and takes the right
 // to write it away from nobody.
 func ReadCheckpoint(ctx context.Context, o Options) (*checkpoint.Checkpoint, error) {
+	c, _, err := readCheckpoints(ctx, o)
+	return c, err
+}
+
+// readCheckpoints returns, beside the checkpoint, all that is written of the slot and of others.
+func readCheckpoints(ctx context.Context, o Options) (c *checkpoint.Checkpoint, values map[string][]byte, err error) {
 	cfg, err := o.checkpoints("")
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	values, err := checkpoint.Read(ctx, cfg)
-	if err != nil || values[cfg.Key] == nil {
-		return nil, err
+	values, err = checkpoint.Read(ctx, cfg)
+	if err == nil && values[cfg.Key] != nil {
+		c, err = checkpoint.Parse(values[cfg.Key])
 	}
-	return checkpoint.Parse(values[cfg.Key])
+	return c, values, err
 }
 
 // FirstCheckpoint writes the checkpoint of a slot that was just created, before anything was

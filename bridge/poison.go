@@ -42,19 +42,11 @@ func ReadPoison(ctx context.Context, o Options) (*Poisoned, error) {
 	if o.Checkpoint.Topic == "" {
 		return nil, errNeedsCheckpoints
 	}
-	cfg, err := o.checkpoints("")
-	if err != nil {
-		return nil, err
-	}
-	values, err := checkpoint.Read(ctx, cfg)
-	if err != nil || values[cfg.Key] == nil {
+	c, values, err := readCheckpoints(ctx, o)
+	if err != nil || c == nil {
 		return &Poisoned{}, err
 	}
-	c, err := checkpoint.Parse(values[cfg.Key])
-	if err != nil {
-		return nil, err
-	}
-	p, _, err := poisoned(values, cfg.Key, c.SystemID, c.Progress())
+	p, _, err := poisoned(values, checkpointKey(o.Database), c.SystemID, c.Progress())
 	return p, err
 }
 

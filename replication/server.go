@@ -138,7 +138,7 @@ func CheckPublication(ctx context.Context, conn *pgx.Conn, name string, tables [
 	case err != nil:
 		return nil, fmt.Errorf("read publication %q: %w", name, err)
 	case !inserts:
-		return nil, refuse("ALTER PUBLICATION "+quote(name)+" SET (publish = 'insert')", "publication %q does not publish inserts", name)
+		return nil, refuse("ALTER PUBLICATION "+QuoteIdentifier(name)+" SET (publish = 'insert')", "publication %q does not publish inserts", name)
 	}
 	p := &Publication{Membership: Membership{publicationKey: row}}
 	for _, t := range tables {
@@ -168,7 +168,7 @@ func (p *Publication) add(ctx context.Context, conn *pgx.Conn, name string, viaR
 		from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 		where n.nspname = $2 and c.relname = $3`, name, t.Schema, t.Name).
 		Scan(&oid, &kind, &persistence, &columns, &pub, &row)
-	quoted := quote(name)
+	quoted := QuoteIdentifier(name)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		return refuse("run `walferry init`, or correct outbox.table", "table %s does not exist", t)
@@ -211,9 +211,11 @@ func refuse(hint, format string, args ...any) error {
 	return &PreconditionError{fmt.Sprintf(format, args...), hint}
 }
 
-func quote(identifier string) string { return pgx.Identifier{identifier}.Sanitize() }
+// QuoteIdentifier makes a name an identifier in SQL.
+func QuoteIdentifier(name string) string { return pgx.Identifier{name}.Sanitize() }
 
-func literal(text string) string { return "'" + strings.ReplaceAll(text, "'", "''") + "'" }
+// QuoteLiteral makes a text a literal in SQL, with standard_conforming_strings on.
+func QuoteLiteral(text string) string { return "'" + strings.ReplaceAll(text, "'", "''") + "'" }
 
 // sqlState returns the SQLSTATE of a server's error, or "".
 func sqlState(err error) string {

@@ -139,7 +139,7 @@ func (s *Stream) start(ctx context.Context, cfg Config, sql *pgx.Conn) error {
 		Mode: pglogrepl.LogicalReplication,
 		// Protocol 1 without streaming: only committed transactions, whole
 		// (docs/adr/0001).
-		PluginArgs: []string{"proto_version '1'", "publication_names " + literal(quote(cfg.Publication)), "messages 'true'"},
+		PluginArgs: []string{"proto_version '1'", "publication_names " + QuoteLiteral(QuoteIdentifier(cfg.Publication)), "messages 'true'"},
 	})
 	// Only now is the slot ours: whoever held it before may have moved it since Open looked.
 	slot, readErr := ReadSlot(ctx, sql, cfg.Slot)

@@ -14,7 +14,7 @@ import (
 // publicationSQL creates a publication of inserts into the tables, under the name of a
 // partitioned table's root.
 func publicationSQL(name string, tables []replication.Table) string {
-	sql := "CREATE PUBLICATION " + quote(name)
+	sql := "CREATE PUBLICATION " + replication.QuoteIdentifier(name)
 	if len(tables) > 0 {
 		names := make([]string, len(tables))
 		for i, t := range tables {
@@ -29,9 +29,9 @@ func publicationSQL(name string, tables []replication.Table) string {
 // one that synchronizes to standbys.
 func slotSQL(name string, version int) string {
 	if version >= 170000 {
-		return fmt.Sprintf("SELECT pg_create_logical_replication_slot(%s, 'pgoutput', temporary => false, twophase => false, failover => true)", literal(name))
+		return fmt.Sprintf("SELECT pg_create_logical_replication_slot(%s, 'pgoutput', temporary => false, twophase => false, failover => true)", replication.QuoteLiteral(name))
 	}
-	return fmt.Sprintf("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", literal(name))
+	return fmt.Sprintf("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", replication.QuoteLiteral(name))
 }
 
 // ensurePublication creates the publication, or adds to it the tables it lacks. It tells did
@@ -46,10 +46,10 @@ func ensurePublication(ctx context.Context, conn *pgx.Conn, name string, tables 
 		if _, err := conn.Exec(ctx, publicationSQL(name, tables)); err != nil {
 			return fmt.Errorf("create publication %q: %w", name, err)
 		}
-		did("created publication " + quote(name))
+		did("created publication " + replication.QuoteIdentifier(name))
 		return nil
 	}
-	did("publication " + quote(name) + " exists")
+	did("publication " + replication.QuoteIdentifier(name) + " exists")
 	for _, t := range tables {
 		if err := addTable(ctx, conn, name, t, did); err != nil {
 			return err
@@ -68,10 +68,10 @@ func addTable(ctx context.Context, conn *pgx.Conn, publication string, t replica
 	if published {
 		return nil
 	}
-	if _, err := conn.Exec(ctx, fmt.Sprintf("ALTER PUBLICATION %s ADD TABLE %s", quote(publication), t)); err != nil {
+	if _, err := conn.Exec(ctx, fmt.Sprintf("ALTER PUBLICATION %s ADD TABLE %s", replication.QuoteIdentifier(publication), t)); err != nil {
 		return fmt.Errorf("add %s to publication %q: %w", t, publication, err)
 	}
-	did(fmt.Sprintf("added %s to publication %s", t, quote(publication)))
+	did(fmt.Sprintf("added %s to publication %s", t, replication.QuoteIdentifier(publication)))
 	return nil
 }
 
@@ -99,7 +99,3 @@ func ensureSlot(ctx context.Context, conn *pgx.Conn, server replication.Server, 
 	did("created slot " + name)
 	return true, nil
 }
-
-func quote(identifier string) string { return pgx.Identifier{identifier}.Sanitize() }
-
-func literal(text string) string { return "'" + strings.ReplaceAll(text, "'", "''") + "'" }
