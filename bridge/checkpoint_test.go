@@ -69,6 +69,17 @@ func (r *rig) recreate() {
 	})
 }
 
+// acceptGap publishes event 0, makes a gap and leaves a bridge that is told to accept it.
+func (r *rig) acceptGap() {
+	r.t.Helper()
+	r.start()
+	r.commit(event(0))
+	r.finishAfter(5 * time.Second)
+	r.recreate()
+	r.options.AdoptSlot, r.options.AcceptGap = false, true
+	r.bridge = New(r.options)
+}
+
 // mustEnd waits for the bridge to stop by itself with an error of the class, which says text.
 func (r *rig) mustEnd(class Class, text string) {
 	r.t.Helper()
@@ -258,14 +269,7 @@ func TestANewSlotIsNotAdoptedBySilence(t *testing.T) {
 func TestAnAcceptedGapIsLoggedAndClosed(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		r := newCheckpointedRig(t, time.Second)
-		r.start()
-		r.commit(event(0))
-		sleep(5 * time.Second)
-		_ = r.finish()
-		r.recreate()
-		r.again()
-		r.options.AcceptGap = true
-		r.bridge = New(r.options)
+		r.acceptGap()
 		r.start()
 		r.commit(event(1))
 		r.finishAfter(5 * time.Second)
@@ -286,14 +290,7 @@ func TestAnAcceptedGapIsLoggedAndClosed(t *testing.T) {
 func TestAnAcceptedGapSurvivesAFailedWrite(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		r := newCheckpointedRig(t, time.Second)
-		r.start()
-		r.commit(event(0))
-		sleep(5 * time.Second)
-		_ = r.finish()
-		r.recreate()
-		r.again()
-		r.options.AcceptGap = true
-		r.bridge = New(r.options)
+		r.acceptGap()
 		ends := 0
 		r.kafka.ControlKey(int16(kmsg.EndTxn), func(request kmsg.Request) (kmsg.Response, error, bool) {
 			r.kafka.KeepControl()

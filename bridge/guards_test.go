@@ -13,7 +13,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kerr"
-	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/walferry/walferry/bridge/config"
 	"github.com/walferry/walferry/internal/walsender"
@@ -213,37 +212,6 @@ func TestPositionsAreTheSameAfterARestartInATransaction(t *testing.T) {
 			t.Errorf("%d different events, want %d", len(seen), events)
 		}
 	})
-}
-
-// positioned is an event in the topic.
-type positioned struct{ id, position string }
-
-// positions returns what is in the topic.
-func (r *rig) positions() (all []positioned) {
-	r.t.Helper()
-	client, err := kgo.NewClient(kgo.SeedBrokers(r.kafka.ListenAddrs()...), kgo.Dialer(r.network.DialContext),
-		kgo.ConsumeTopics("outbox.event.order"), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	defer client.Close()
-	ctx, cancel := context.WithTimeout(r.t.Context(), 10*time.Second)
-	defer cancel()
-	for ctx.Err() == nil {
-		for _, record := range client.PollFetches(ctx).Records() {
-			var p positioned
-			for _, h := range record.Headers {
-				switch h.Key {
-				case "id":
-					p.id = string(h.Value)
-				case "walferry-position":
-					p.position = string(h.Value)
-				}
-			}
-			all = append(all, p)
-		}
-	}
-	return all
 }
 
 // A session that ends over a failed event tells Postgres first what was acknowledged since

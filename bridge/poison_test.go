@@ -63,23 +63,6 @@ func (r *rig) stored(key string) []byte {
 	return values[key]
 }
 
-// deadLetters returns the records in the dead-letter topic.
-func (r *rig) deadLetters() (records []*kgo.Record) {
-	r.t.Helper()
-	client, err := kgo.NewClient(kgo.SeedBrokers(r.kafka.ListenAddrs()...), kgo.Dialer(r.network.DialContext),
-		kgo.ConsumeTopics(deadLetterTopic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	defer client.Close()
-	ctx, cancel := context.WithTimeout(r.t.Context(), 10*time.Second)
-	defer cancel()
-	for ctx.Err() == nil {
-		records = append(records, client.PollFetches(ctx).Records()...)
-	}
-	return records
-}
-
 // seed creates a topic.
 func (r *rig) seed(topic string) {
 	r.t.Helper()
@@ -181,7 +164,7 @@ func TestPoisonIsMovedOutOfTheWay(t *testing.T) {
 				if got := r.pg.Confirmed(); got != before {
 					t.Errorf("it confirmed %s, the bridge had come to %s", got, before)
 				}
-				letters := r.deadLetters()
+				letters := r.records(deadLetterTopic)
 				if len(letters) != 1 {
 					t.Fatalf("%d dead letters", len(letters))
 				}
@@ -268,7 +251,7 @@ func testDeadLetterInside(t *testing.T, bad walsender.Change) {
 	if got := r.delivered(); !slices.Equal(got, ids(0, 2)) {
 		t.Errorf("delivered %v", got)
 	}
-	if n := len(r.deadLetters()); n != 2 {
+	if n := len(r.records(deadLetterTopic)); n != 2 {
 		t.Errorf("%d dead letters", n)
 	}
 }
@@ -313,7 +296,7 @@ func TestWhatIsNotMovedToDeadLetters(t *testing.T) {
 		if _, err := ReadPoison(t.Context(), r.options); !errors.Is(err, errNeedsCheckpoints) {
 			t.Errorf("show without checkpoints: %v", err)
 		}
-		if n := len(r.deadLetters()); n != 0 {
+		if n := len(r.records(deadLetterTopic)); n != 0 {
 			t.Errorf("%d dead letters", n)
 		}
 		if got := r.delivered(); !slices.Equal(got, ids(0, 0)) {
@@ -351,7 +334,7 @@ func TestADeadLetterWithoutADecision(t *testing.T) {
 		r.again()
 		r.start()
 		r.finishAfter(5 * time.Second)
-		if n := len(r.deadLetters()); n != 2 {
+		if n := len(r.records(deadLetterTopic)); n != 2 {
 			t.Errorf("%d dead letters, want one too many", n)
 		}
 	})
@@ -382,7 +365,7 @@ func TestOnlyWhatTheBrokersRefuseNowIsMoved(t *testing.T) {
 		if got := firstCopies(r.delivered()); !slices.Equal(got, ids(0, 2)) {
 			t.Errorf("delivered %v", got)
 		}
-		if n := len(r.deadLetters()); n != 0 {
+		if n := len(r.records(deadLetterTopic)); n != 0 {
 			t.Errorf("%d dead letters", n)
 		}
 	})
@@ -486,7 +469,7 @@ func TestALargeDeadLetterComesInParts(t *testing.T) {
 		}
 		var value []byte
 		var parts []string
-		for _, record := range r.deadLetters() {
+		for _, record := range r.records(deadLetterTopic) {
 			value = append(value, record.Value...)
 			last := record.Headers[len(record.Headers)-1]
 			parts = append(parts, last.Key+"="+string(last.Value))

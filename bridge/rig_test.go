@@ -274,30 +274,51 @@ func sleep(d time.Duration) {
 	synctest.Wait()
 }
 
-// delivered returns the ids in the topic, in order.
-func (r *rig) delivered() (ids []string) {
+// records returns what is in a topic: all that comes within ten seconds of fake time.
+func (r *rig) records(topic string) (records []*kgo.Record) {
 	r.t.Helper()
 	client, err := kgo.NewClient(kgo.SeedBrokers(r.kafka.ListenAddrs()...), kgo.Dialer(r.network.DialContext),
-		kgo.ConsumeTopics("outbox.event.order"), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
+		kgo.ConsumeTopics(topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	defer client.Close()
 	ctx, cancel := context.WithTimeout(r.t.Context(), 10*time.Second)
 	defer cancel()
-	for {
-		fetches := client.PollFetches(ctx)
-		if ctx.Err() != nil {
-			return ids // ten quiet seconds of fake time
-		}
-		for _, record := range fetches.Records() {
-			for _, h := range record.Headers {
-				if h.Key == "id" {
-					ids = append(ids, string(h.Value))
-				}
+	for ctx.Err() == nil {
+		records = append(records, client.PollFetches(ctx).Records()...)
+	}
+	return records
+}
+
+// delivered returns the ids in the topic, in order.
+func (r *rig) delivered() (ids []string) {
+	r.t.Helper()
+	for _, p := range r.positions() {
+		ids = append(ids, p.id)
+	}
+	return ids
+}
+
+// positioned is an event in the topic.
+type positioned struct{ id, position string }
+
+// positions returns the events in the topic, in order.
+func (r *rig) positions() (all []positioned) {
+	r.t.Helper()
+	for _, record := range r.records("outbox.event.order") {
+		var p positioned
+		for _, h := range record.Headers {
+			switch h.Key {
+			case "id":
+				p.id = string(h.Value)
+			case "walferry-position":
+				p.position = string(h.Value)
 			}
 		}
+		all = append(all, p)
 	}
+	return all
 }
 
 // holdProduce leaves produce requests without an answer until release is called.

@@ -356,7 +356,13 @@ func header(r *kgo.Record, key string) string {
 // await polls until check succeeds.
 func await(t *testing.T, what string, check func() error) {
 	t.Helper()
-	deadline := time.After(patience)
+	awaitWithin(t, patience, what, check)
+}
+
+// awaitWithin is await for what takes another time.
+func awaitWithin(t *testing.T, limit time.Duration, what string, check func() error) {
+	t.Helper()
+	deadline := time.After(limit)
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -366,7 +372,7 @@ func await(t *testing.T, what string, check func() error) {
 		}
 		select {
 		case <-deadline:
-			t.Fatalf("waited %s for %s: %v", patience, what, err)
+			t.Fatalf("waited %s for %s: %v", limit, what, err)
 		case <-tick.C:
 		}
 	}

@@ -48,7 +48,7 @@ func largeTransactions(f *faultRun) {
 		w := newWorld(f.T, newest(f.T), nil)
 		c.write(w, c.rows)
 		killed := w.daemon("")
-		f.awaitLong("a third of the events", func() error {
+		awaitWithin(f.T, 4*patience, "a third of the events", func() error {
 			if n := w.delivered("bulk"); n < int64(c.rows/3) {
 				return fmt.Errorf("%d are there", n)
 			}
@@ -58,7 +58,7 @@ func largeTransactions(f *faultRun) {
 		killed.kill()
 		began := time.Now()
 		last := walferry(f.T, "run", "--config", w.configFile(""), "--until-lsn", w.walEnd())
-		f.awaitLong("the rest", func() error {
+		awaitWithin(f.T, 4*patience, "the rest", func() error {
 			peak = max(peak, highWater(last.cmd.Process.Pid))
 			select {
 			case <-last.done:
@@ -75,25 +75,6 @@ func largeTransactions(f *faultRun) {
 			f.Errorf("%s: peak memory %d bytes, want at most %d", c.name, peak, maxRSS)
 		}
 		w.exec("TRUNCATE outbox")
-	}
-}
-
-// awaitLong is await for what takes minutes on a machine under load.
-func (f *faultRun) awaitLong(what string, check func() error) {
-	f.Helper()
-	deadline := time.After(4 * patience)
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := check()
-		if err == nil {
-			return
-		}
-		select {
-		case <-deadline:
-			f.Fatalf("waited %s for %s: %v", 4*patience, what, err)
-		case <-tick.C:
-		}
 	}
 }
 
