@@ -136,6 +136,10 @@ type audit struct {
 	faults map[string]int         // by kind: lost, phantom, altered, order
 	report []string               // the first faults in words
 	copies int
+	// overtaking are events that a client sent behind one of its batches that brokers had refused for good: they
+	// alone may come early (docs/adr/0006).
+	overtaking map[string]bool
+	early      int // of them that did
 }
 
 func (l *ledger) audit(prefix string) *audit {
@@ -185,7 +189,9 @@ func (a *audit) see(rec *kgo.Record) {
 	if err != nil || p.compare(a.last[where]) <= 0 {
 		a.fault("order", "%s at %d: position %s after %v (%v)", where, rec.Offset, position, a.last[where], err)
 	}
-	a.last[where] = p
+	if !a.overtaking[r.id()] {
+		a.last[where] = p
+	}
 }
 
 // finish looks for what is missing and at the order of each key: a record is the
@@ -206,7 +212,11 @@ func (a *audit) finish() {
 		previous := -1
 		for _, seq := range seqs {
 			at, _ := slices.BinarySearch(order, seq)
-			if at > previous+1 {
+			switch {
+			case at <= previous+1:
+			case a.overtaking[ref{key, seq}.id()]:
+				a.early++
+			default:
 				a.fault("order", "key %d: %d came before %d", key, seq, order[previous+1])
 			}
 			previous = at
@@ -239,6 +249,40 @@ func parsePosition(header string) (walPosition, error) {
 
 func (p walPosition) compare(q walPosition) int {
 	return cmp.Or(cmp.Compare(p.commit, q.commit), cmp.Compare(p.index, q.index))
+}
+
+func TestAuditExcusesOnlyWhatFollowsARefusal(t *testing.T) {
+	for _, c := range []struct {
+		name       string
+		overtaking []int
+		seqs       []int
+		early      int
+		want       map[string]int
+	}{
+		{"3 was sent behind a refusal, and all come again", []int{3}, []int{0, 3, 1, 2, 3, 4}, 1, nil},
+		{"3 and 4 were", []int{3, 4}, []int{0, 3, 4, 1, 2, 3, 4}, 1, nil},
+		{"4 was, but 3 was not", []int{4}, []int{0, 3, 4, 1, 2, 3, 4}, 0, map[string]int{"order": 2}}, // 1 behind 3, 3 before 1
+		{"lost behind a refusal", []int{3}, []int{0, 3, 2, 3, 4}, 1, map[string]int{"lost": 1}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			l := newLedger(8)
+			for range 5 {
+				l.settle(committed, l.next(7))
+			}
+			a := l.audit("p")
+			a.overtaking = map[string]bool{}
+			for _, seq := range c.overtaking {
+				a.overtaking[ref{7, seq}.id()] = true
+			}
+			for _, r := range topicOf(7, c.seqs...) {
+				a.see(r)
+			}
+			a.finish()
+			if got, want := fmt.Sprint(a.faults), fmt.Sprint(c.want); got != want || a.early != c.early {
+				t.Errorf("faults %v, want %v; %d early, want %d: %q", got, want, a.early, c.early, a.report)
+			}
+		})
+	}
 }
 
 // topicOf returns records as the topic of one key would hold them.

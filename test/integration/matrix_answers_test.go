@@ -9,11 +9,13 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/walferry/walferry/bridge"
@@ -47,11 +49,15 @@ func (l *answeredLink) requests() {
 		}
 		const produce = 0
 		if wire.BigEndian.Uint16(frame[4:]) == produce {
-			if code, after := l.answers.take(); code != 0 {
-				request, correlation, err := produceRequest(frame)
-				if err != nil {
-					return
-				}
+			request, correlation, err := produceRequest(frame)
+			if err != nil {
+				return
+			}
+			code, after := l.answers.take()
+			if err := l.answers.note(request, code, after); err != nil {
+				return
+			}
+			if code != 0 {
 				if !after {
 					if l.answer(correlation, change{request, code}) != nil {
 						return
@@ -99,6 +105,43 @@ func (l *answeredLink) responses() {
 			return
 		}
 	}
+}
+
+// note writes down a request and its answer.
+func (a *answers) note(request *kmsg.ProduceRequest, code int16, after bool) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	answer := kerr.ErrorForCode(code)
+	refused := answer != nil && (!kerr.IsRetriable(answer) || errors.Is(answer, kerr.CorruptMessage))
+	for _, t := range request.Topics {
+		for _, p := range t.Partitions {
+			var batch kmsg.RecordBatch
+			if err := batch.ReadFrom(p.Records); err != nil {
+				return err
+			}
+			records, err := kfake.BatchRecords(batch)
+			if err != nil {
+				return err
+			}
+			from := fmt.Sprintf("producer %d to %s%x/%d", batch.ProducerID, t.Topic, t.TopicID, p.Partition)
+			line := fmt.Sprintf("%s: epoch %d, sequence %d, answer %v, after the write %t:", from, batch.ProducerEpoch, batch.FirstSequence, answer, after)
+			for _, r := range records {
+				for _, h := range r.Headers {
+					switch {
+					case h.Key == "walferry-position":
+						line += " " + string(h.Value)
+					case h.Key == "id" && a.refused[from]:
+						a.overtaking[string(h.Value)] = true
+					}
+				}
+			}
+			a.trace = append(a.trace, line)
+			if refused {
+				a.refused[from] = true
+			}
+		}
+	}
+	return nil
 }
 
 // answer answers a request in the broker's stead, when those before it are answered.
@@ -207,7 +250,13 @@ func everyErrorOfKafka(f *faultRun) {
 		}
 	}
 	f.note("%d codes, each before and after the write: stopped %v", len(codes), stops)
-	f.verify(l)
+	l.overtaking = a.overtaking
+	defer func() {
+		if f.Failed() {
+			f.Log(strings.Join(a.trace, "\n"))
+		}
+	}()
+	f.note("%d of %d events behind a refusal came early", f.verifyBut(l, "").early, len(a.overtaking))
 	if f.duplicates == 0 {
 		f.Error("no duplicates: no answer came behind the broker's back")
 	}

@@ -193,10 +193,13 @@ type answers struct {
 	upstream string
 	listener net.Listener
 
-	mu    sync.Mutex // guards the following
-	code  int16      // of the next answer; 0: the broker's own
-	after bool       // the broker gets the request all the same
-	given int        // how many answers were changed
+	mu         sync.Mutex      // guards the following
+	code       int16           // of the next answer; 0: the broker's own
+	after      bool            // the broker gets the request all the same
+	given      int             // how many answers were changed
+	refused    map[string]bool // by producer and partition: it was answered with an error that is not tried again
+	overtaking map[string]bool // events that such a producer sent to the partition after that
+	trace      []string        // all produce requests
 }
 
 func (f *faultRun) newAnswers(upstream string) *answers {
@@ -205,7 +208,7 @@ func (f *faultRun) newAnswers(upstream string) *answers {
 	if err != nil {
 		f.Fatal(err)
 	}
-	a := &answers{upstream: upstream, listener: listener}
+	a := &answers{upstream: upstream, listener: listener, refused: map[string]bool{}, overtaking: map[string]bool{}}
 	var links sync.WaitGroup
 	links.Go(func() {
 		for {
