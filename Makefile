@@ -97,6 +97,10 @@ soak: servers build ## Break real servers at random (MINUTES=2; SEED=n repeats t
 	$(GO) test -c -tags faults -o bin/faults.test ./test/integration
 	cd test/integration && SEED='$(SEED)' MINUTES='$(MINUTES)' ../../bin/faults.test -test.run '^TestSoak$$' -test.timeout 0
 
+.PHONY: bench
+bench: servers build ## Measure walferry beside others (QUICK=1: minutes; PEERS=1: Debezium as well; BENCH: more flags)
+	$(GO) run ./bench $(if $(QUICK),--quick) $(if $(PEERS),--peers) $(BENCH)
+
 .PHONY: fuzz
 fuzz: ## Fuzz each target for TIME (60s)
 	@grep -rHo --include='*_test.go' --exclude-dir=.cache '^func Fuzz[A-Za-z0-9_]*' . | \

@@ -27,7 +27,8 @@ type Broker struct {
 	id      int
 	java    string
 	heapMB  int
-	lib     string // directory of Kafka's jars
+	jit     []string // options of the running broker's JVM
+	lib     string   // directory of Kafka's jars
 	scratch *scratch
 	ports   map[string]port // by listener
 	process *process        // the last one started
@@ -61,7 +62,10 @@ func newBroker(id int, opts KafkaOptions) (*Broker, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &Broker{id: id, java: java, heapMB: opts.HeapMB, lib: lib, scratch: scratch, ports: map[string]port{}}
+	b := &Broker{id: id, java: java, heapMB: opts.HeapMB, jit: quickCompiler(), lib: lib, scratch: scratch, ports: map[string]port{}}
+	if opts.LongLived {
+		b.jit = nil
+	}
 	for name := range opts.listeners() {
 		held, err := holdPort()
 		if err != nil {
@@ -85,13 +89,15 @@ func findJava() (string, error) {
 	return filepath.Abs(java)
 }
 
+// quickCompiler returns the JVM's options for what ends before the other compiler would pay: all commands, and most brokers
+// here.
+func quickCompiler() []string { return []string{"-XX:TieredStopAtLevel=1"} }
+
 // command returns a command that runs one of Kafka's classes.
 func (b *Broker) command(options []string, class string, args ...string) *exec.Cmd {
 	all := append([]string{
 		"-Xmx" + strconv.Itoa(b.heapMB) + "m",
 		"-XX:+UseSerialGC", // starts faster than G1 and needs fewer threads
-		// The quick compiler only: most brokers here end before the other one would pay.
-		"-XX:TieredStopAtLevel=1",
 		"-XX:+ExitOnOutOfMemoryError",
 		// Else a killed JVM leaves files in the temporary directory of the system.
 		"-XX:-UsePerfData",
@@ -114,8 +120,7 @@ func (b *Broker) format(ctx context.Context, cluster string, args []string) erro
 	ctx, cancel := context.WithTimeout(ctx, kafkaStartLimit)
 	defer cancel()
 	all := append([]string{"format", "--cluster-id", cluster, "--config", b.scratch.path("server.properties")}, args...)
-	// The quick compiler only: the command ends before the other one would pay.
-	tool := b.command([]string{"-XX:TieredStopAtLevel=1"}, "kafka.tools.StorageTool", all...)
+	tool := b.command(quickCompiler(), "kafka.tools.StorageTool", all...)
 	if output, err := runCommand(ctx, tool, nil); err != nil {
 		return fmt.Errorf("format the storage of kafka node %d: %w\n%s", b.id, err, output)
 	}
@@ -124,6 +129,9 @@ func (b *Broker) format(ctx context.Context, cluster string, args []string) erro
 
 // ID returns the node id of the broker, which is its number in the cluster from 1.
 func (b *Broker) ID() int { return b.id }
+
+// PID returns the process id of the broker that was started last.
+func (b *Broker) PID() int { return b.process.cmd.Process.Pid }
 
 // Addr returns host:port of the PLAINTEXT listener. It stays the same over restarts.
 func (b *Broker) Addr() string { return b.ports[plaintext].addr() }
@@ -159,7 +167,7 @@ func (b *Broker) launch() error {
 		return fmt.Errorf("start kafka node %d: %w", b.id, err)
 	}
 	defer log.Close() //nolint:errcheck // the server has its own handle
-	kafka := b.command(nil, "kafka.Kafka", b.scratch.path("server.properties"))
+	kafka := b.command(b.jit, "kafka.Kafka", b.scratch.path("server.properties"))
 	kafka.Stdout, kafka.Stderr = log, log
 	b.process, err = startProcess(kafka, nil, syscall.SIGKILL)
 	if err != nil {

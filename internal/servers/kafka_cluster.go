@@ -33,6 +33,8 @@ type KafkaOptions struct {
 	FormatArgs []string
 	// HeapMB limits the heap of each node; 0 means 512 MiB for one node and 384 MiB for each of several.
 	HeapMB int
+	// LongLived lets the JVM use all its compilers: a slower start and a faster broker, for measurements.
+	LongLived bool
 }
 
 // listeners returns the security protocol of every listener.
