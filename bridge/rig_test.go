@@ -321,7 +321,8 @@ func (r *rig) positions() (all []positioned) {
 	return all
 }
 
-// holdProduce leaves produce requests without an answer until release is called.
+// holdProduce leaves produce requests without an answer until release is called, which waits until kfake
+// has gone on: a cluster that is closed while it wakes a request up may wait for its own lock for ever.
 func (r *rig) holdProduce() (release func()) {
 	held := make(chan struct{})
 	r.kafka.ControlKey(int16(kmsg.Produce), func(kmsg.Request) (kmsg.Response, error, bool) {
@@ -329,7 +330,10 @@ func (r *rig) holdProduce() (release func()) {
 		r.kafka.SleepControl(func() { <-held })
 		return nil, nil, false
 	})
-	return sync.OnceFunc(func() { close(held) })
+	return sync.OnceFunc(func() {
+		close(held)
+		synctest.Wait()
+	})
 }
 
 // failProduce answers one produce request with an error; after says after how many good ones.
