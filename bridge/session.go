@@ -79,6 +79,7 @@ func (s *session) pump(ctx, stop context.Context) error {
 		}
 		switch c.Kind {
 		case decode.Begin:
+			s.stream.Pace(c.CommitTime)
 			s.inflight.Begin(replication.LSN(c.CommitLSN), c.CommitTime)
 		case decode.Row, decode.Message:
 			if s.passes(&c.Event.Position) {

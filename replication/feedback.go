@@ -48,7 +48,7 @@ func (f *Feedback) Run(ctx context.Context) error {
 
 	f.sent = f.Stream.Start
 	now := time.Now()
-	lastSent, lastHeard, heard := now, now, f.Stream.received.Load()
+	lastSent, lastHeard, heard := now, now, f.Stream.frames.reads.Load()
 	for {
 		select {
 		case <-ctx.Done():
@@ -58,7 +58,7 @@ func (f *Feedback) Run(ctx context.Context) error {
 				return nil
 			}
 		}
-		if n := f.Stream.received.Load(); n != heard || !f.Stream.waiting.Load() {
+		if n := f.Stream.frames.reads.Load(); n != heard || !f.Stream.frames.waiting.Load() {
 			heard, lastHeard = n, now
 		}
 		quiet := now.Sub(lastHeard)

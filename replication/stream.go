@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
+	"os"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -33,12 +35,12 @@ type Stream struct {
 	WALEnd      LSN // pg_current_wal_insert_lsn() then
 
 	conn    *pgconn.PgConn
+	frames  *frames
 	slot    string
 	message Message
-
-	waiting  atomic.Bool   // Receive waits for the server
-	received atomic.Uint64 // messages so far
-	asked    atomic.Bool   // the server wants a status update
+	commit  int64       // of the current transaction, microseconds since 2000 by the server's clock
+	sent    int64       // of the last message, the same
+	asked   atomic.Bool // the server wants a status update
 }
 
 // Message is one message of the walsender. It belongs to the Stream and is valid,
@@ -111,6 +113,11 @@ func (s *Stream) connect(ctx context.Context, cfg *pgx.ConnConfig) (err error) {
 	if c.RuntimeParams["application_name"] == "" {
 		c.RuntimeParams["application_name"] = "walferry/" + s.slot
 	}
+	c.DialFunc = pacing(c.DialFunc, s.behind)
+	c.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
+		s.frames = newFrames(r)
+		return pgproto3.NewFrontend(s.frames, w)
+	}
 	if s.conn, err = pgconn.ConnectConfig(ctx, &c.Config); err != nil {
 		return fmt.Errorf("connect to Postgres for replication: %w", err)
 	}
@@ -160,35 +167,55 @@ func (s *Stream) start(ctx context.Context, cfg Config, sql *pgx.Conn) error {
 // leaves out a publication, else with the server's or the network's error.
 func (s *Stream) Receive() (*Message, error) {
 	for {
-		s.waiting.Store(true)
-		// Never a cancellable context here: pgconn would set deadlines for reading and
-		// writing, and meet Feedback's writes.
-		msg, err := s.conn.ReceiveMessage(context.Background()) //nolint:forbidigo // see above
-		s.waiting.Store(false)
-		if err != nil {
-			if pgconn.Timeout(err) {
-				return nil, ErrInterrupted
-			}
-			return nil, fmt.Errorf("read from slot %q: %w", s.slot, err)
+		kind, body, err := s.frames.next()
+		switch {
+		case err == nil && kind == 'd': // CopyData
+			return s.parse(body)
+		case err == nil:
+			err = s.other(kind, body)
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			return nil, ErrInterrupted
 		}
-		s.received.Add(1)
-		switch msg := msg.(type) {
-		case *pgproto3.CopyData:
-			return s.parse(msg.Data)
-		case *pgproto3.ErrorResponse:
-			return nil, fmt.Errorf("read from slot %q: %w", s.slot, withheld(pgconn.ErrorResponseToPgError(msg)))
-		case *pgproto3.NoticeResponse:
-			if err := notice(msg); err != nil {
-				return nil, err
-			}
-		case *pgproto3.ParameterStatus:
-		case *pgproto3.CopyDone, *pgproto3.CommandComplete, *pgproto3.ReadyForQuery:
-			return nil, ErrStreamEnded
-		default:
-			return nil, fmt.Errorf("read from slot %q: unexpected message %T in a replication stream", s.slot, msg)
+		if err != nil {
+			return nil, fmt.Errorf("read from slot %q: %w", s.slot, err)
 		}
 	}
 }
+
+// other takes what a server may send beside data.
+func (s *Stream) other(kind byte, body []byte) error {
+	switch kind {
+	case 'E':
+		var m pgproto3.ErrorResponse
+		if err := m.Decode(body); err != nil {
+			return &MalformedError{Size: len(body)}
+		}
+		return withheld(pgconn.ErrorResponseToPgError(&m))
+	case 'N':
+		var m pgproto3.NoticeResponse
+		if err := m.Decode(body); err != nil {
+			return &MalformedError{Size: len(body)}
+		}
+		return notice(&m)
+	case 'S': // ParameterStatus: the server has read its configuration again
+		return nil
+	case 'c', 'C', 'Z': // CopyDone, CommandComplete, ReadyForQuery
+		return ErrStreamEnded
+	}
+	return fmt.Errorf("unexpected message %q in a replication stream", kind)
+}
+
+// Pace says when the transaction that begins now was committed, by Postgres' clock. While
+// transactions come late, Receive lets more of them gather before it reads on.
+func (s *Stream) Pace(commit time.Time) { s.commit = commit.UnixMicro() - pgEpoch }
+
+// behind returns how long after its commit the last message was sent.
+func (s *Stream) behind() time.Duration {
+	return time.Duration(s.sent-s.commit) * time.Microsecond
+}
+
+// pgEpoch is 2000-01-01 in microseconds of Unix time.
+const pgEpoch = 946684800 * 1_000_000
 
 // parse reads the two messages of "Streaming Replication Protocol" that a
 // walsender sends.
@@ -197,6 +224,7 @@ func (s *Stream) parse(b []byte) (*Message, error) {
 	switch {
 	case len(b) > xLogData && b[0] == pglogrepl.XLogDataByteID:
 		s.message = Message{Data: b[xLogData:]}
+		s.sent = int64(binary.BigEndian.Uint64(b[17:]))
 	case len(b) == keepalive && b[0] == pglogrepl.PrimaryKeepaliveMessageByteID:
 		s.message = Message{WALEnd: LSN(binary.BigEndian.Uint64(b[1:]))}
 		if b[17] != 0 {
@@ -262,7 +290,6 @@ func (s *Stream) send(lsn LSN, reply bool, timeout time.Duration) error {
 // set and equal: a library that puts the write position for a flush position of zero
 // confirms what is not safe.
 func statusUpdate(lsn LSN, now time.Time, reply bool) []byte {
-	const pgEpoch = 946684800 * 1_000_000 // 2000-01-01 in microseconds of Unix time
 	b := make([]byte, 0, 39)
 	b = append(b, 'd', 0, 0, 0, 38, pglogrepl.StandbyStatusUpdateByteID)
 	for range 3 {

@@ -98,6 +98,9 @@ func Open(ctx context.Context, cfg Config) (*Kafka, error) {
 		kgo.MetadataMinAge(500*time.Millisecond),
 		// On a gap in the sequence the client would start a new one, and reorder.
 		kgo.StopProducerOnDataLossDetected(),
+		// While a request is on its way the next one fills: linger without waiting. And fewer
+		// records can overtake a refused one (docs/adr/0006).
+		kgo.MaxProduceRequestsInflightPerBroker(1),
 	)...)
 	if err != nil {
 		stop()

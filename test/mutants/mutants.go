@@ -122,7 +122,7 @@ var mutants = []mutant{
 		edits: []edit{{
 			"replication/feedback.go",
 			"asked || lsn != f.sent || now.Sub(lastSent) >= heartbeat {",
-			"f.Stream.waiting.Load() && (asked || lsn != f.sent || now.Sub(lastSent) >= heartbeat) {",
+			"f.Stream.frames.waiting.Load() && (asked || lsn != f.sent || now.Sub(lastSent) >= heartbeat) {",
 		}},
 		checker: checker{"./bridge", "TestPostgresKeepsASessionThatReadsNothing"},
 		says:    "the server gave up a session",

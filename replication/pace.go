@@ -1,0 +1,91 @@
+package replication
+
+import (
+	"bufio"
+	"context"
+	"net"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// paced reads from a socket in the rhythm in which Postgres sends fastest: in a backlog seldom and
+// much, otherwise at once.
+//
+// A walsender sends each message by itself (TCP_NODELAY), which costs its kernel and ours more than
+// decoding costs Postgres, unless there is no room in the receiver's window: then the kernel
+// joins what waits in the send queue. So a reader that is faster than the walsender makes it slow.
+// Whether messages are joined can be seen, in the bytes that a segment brings: fewer than
+// joined, and the pause before a Read grows, else it shrinks. The time that the bridge takes
+// for what it has read counts as pause by itself.
+type paced struct {
+	net.Conn
+	in       *bufio.Reader        // of what lies below, passed by for large reads: TLS reads little at a time
+	behind   func() time.Duration // how late the last message was sent after its commit
+	received func() (bytes, segments uint64)
+	pause    time.Duration
+
+	bytes, segments uint64 // received up to the last Read
+}
+
+const (
+	// joined is far from both regimes: a message of one row has some 300 bytes, and joined
+	// segments have tens of thousands on one machine, and at least eight thousand by offload elsewhere.
+	joined    = 4 << 10
+	pauseMax  = 20 * time.Millisecond
+	pauseStep = 100 * time.Microsecond
+	// late is how long after its commit a message must be sent for a backlog.
+	late = 10 * time.Millisecond
+)
+
+// pacing returns dial with connections that pace their reads where the kernel says how the bytes
+// came: elsewhere, and from Unix sockets, which join nothing, they are read as they come.
+func pacing(dial pgconn.DialFunc, behind func() time.Duration) pgconn.DialFunc {
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := dial(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		if received := tcpReceived(conn); received != nil {
+			return newPaced(conn, behind, received), nil
+		}
+		return conn, nil
+	}
+}
+
+func newPaced(conn net.Conn, behind func() time.Duration, received func() (bytes, segments uint64)) *paced {
+	c := &paced{Conn: conn, behind: behind, received: received}
+	c.in = bufio.NewReaderSize((*pacedReader)(c), frameBuffer/2)
+	return c
+}
+
+// Read implements net.Conn.
+func (c *paced) Read(b []byte) (int, error) { return c.in.Read(b) }
+
+// pacedReader is what a paced reads from.
+type pacedReader paced
+
+func (c *pacedReader) Read(b []byte) (int, error) {
+	behind := c.behind()
+	if behind < late {
+		return c.Conn.Read(b)
+	}
+	<-time.After(min(c.pause, behind/8)) // what is late comes an eighth later at most
+	n, err := c.Conn.Read(b)
+	c.adapt()
+	return n, err
+}
+
+// adapt lengthens the pause by a quarter or shortens it by a thirty-second part: too short a pause costs much, too
+// long a one a little.
+func (c *pacedReader) adapt() {
+	bytes, segments := c.received()
+	if n := segments - c.segments; n > 0 {
+		if (bytes-c.bytes)/n < joined {
+			c.pause = min(c.pause+c.pause/4+pauseStep, pauseMax)
+		} else {
+			c.pause -= c.pause / 32
+		}
+	}
+	c.bytes, c.segments = bytes, segments
+}
