@@ -35,7 +35,7 @@ func contestants() map[string]contestant {
 	return map[string]contestant{
 		recvlogical: {reads: true, command: recvlogicalCommand},
 		plainReader: {reads: true, command: readerCommand()},
-		coalescer:   {reads: true, command: readerCommand("--coalesce")},
+		coalescer:   {reads: true, command: readerCommand("--pace")},
 		producer:    {publishes: true, command: produceCommand},
 		walferry:    {reads: true, publishes: true, command: walferryCommand},
 		debezium:    {reads: true, publishes: true, command: debeziumCommand, finished: awaitRecords},

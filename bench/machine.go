@@ -14,6 +14,8 @@ import (
 	"syscall"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+
+	"github.com/walferry/walferry/replication"
 )
 
 // machine says what everything is measured on.
@@ -66,15 +68,19 @@ func cpuModel(cpuinfo []byte) string {
 	return runtime.GOARCH
 }
 
-// effectiveReceiveBuffer returns the SO_RCVBUF that a coalescing reader gets. The kernel shows twice of what it grants
-// (socket(7)).
+// effectiveReceiveBuffer returns what a connection gets that asks for walferry's receive buffer. The kernel shows twice
+// of what it grants (socket(7)).
 func effectiveReceiveBuffer(ctx context.Context, addr string) (size int, err error) {
-	conn, err := dialCoalescing(ctx, "tcp", addr)
+	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr)
 	if err != nil {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, conn.Close()) }()
-	raw, err := conn.(*coalescing).Conn.(*net.TCPConn).SyscallConn()
+	tcp := conn.(*net.TCPConn)
+	if err := tcp.SetReadBuffer(replication.ReceiveBuffer); err != nil {
+		return 0, err
+	}
+	raw, err := tcp.SyscallConn()
 	if err != nil {
 		return 0, err
 	}
@@ -87,7 +93,7 @@ func effectiveReceiveBuffer(ctx context.Context, addr string) (size int, err err
 // describeMachine is a line about it.
 func describeMachine(m Machine) string {
 	return fmt.Sprintf("%s, %d cores, %.0f GB, Linux %s; Postgres %s, Kafka %s, %s; net.core.rmem_max %d KiB: a reader that asks for a receive buffer of %d KiB gets %d KiB",
-		m.CPU, m.Cores, float64(m.Memory)/1e9, m.Kernel, m.Postgres, m.Kafka, m.Go, m.RmemMax>>10, receiveBuffer>>10, m.ReceiveBuffer>>10)
+		m.CPU, m.Cores, float64(m.Memory)/1e9, m.Kernel, m.Postgres, m.Kafka, m.Go, m.RmemMax>>10, replication.ReceiveBuffer>>10, m.ReceiveBuffer>>10)
 }
 
 // commitOf returns the short hash of the working tree's commit, "-dirty" behind it if there are changes, "unknown" where

@@ -36,8 +36,8 @@ const (
 
 // grown are the backlogs of the growth experiment, by their size.
 var grown = []struct { //nolint:gochecknoglobals // a table that nobody changes
-	name string
-	txns int64
+	name   string
+	events int64
 }{{"100k", 100_000}, {"1m", 1_000_000}, {"10m", 10_000_000}}
 
 // plan returns what is to be measured.
@@ -57,7 +57,7 @@ func plan(o options) ([]spec, error) {
 	if o.growth {
 		specs = append(specs, spec{emptyBacklog, nil, 0, 4, []string{walferry}})
 		for _, g := range grown {
-			specs = append(specs, spec{g.name, []fill{{"rows", g.txns, 1}}, 0, 4, []string{walferry}})
+			specs = append(specs, spec{g.name, []fill{{"rows", g.events / 10, 10}}, 0, 4, []string{walferry}})
 		}
 		specs[len(specs)-1].rounds = 2 // ten million events take their time
 		// 5 GB in transactions of 100 rows of about 1 KB

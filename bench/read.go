@@ -6,12 +6,13 @@ import (
 	"flag"
 	"fmt"
 	"net"
-	"syscall"
 	"time"
 
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
+
+	"github.com/walferry/walferry/replication"
 )
 
 // read is the subcommand "read": it reads a slot up to an LSN, to nowhere, with as little work as can be. What it
@@ -22,15 +23,15 @@ func read(ctx context.Context, args []string) error {
 	slot := flags.String("slot", "", "replication slot")
 	until := flags.String("until", "", "LSN to stop at")
 	events := flags.Int64("events", 0, "events that must come")
-	coalesced := flags.Bool("coalesce", false, "let the kernel join the walsender's messages")
+	paced := flags.Bool("pace", false, "read as walferry does in a backlog: let the kernel join the walsender's messages")
 	_ = flags.Parse(args) // it exits
 	end, err := pglogrepl.ParseLSN(*until)
 	if err != nil {
 		return err
 	}
-	dial := (&net.Dialer{}).DialContext
-	if *coalesced {
-		dial = dialCoalescing
+	var dial pgconn.DialFunc = (&net.Dialer{}).DialContext
+	if *paced {
+		dial = replication.Paced(dial, func() time.Duration { return time.Hour })
 	}
 	conn, err := startReplication(ctx, *dsn, *slot, dial)
 	if err != nil {
@@ -75,7 +76,7 @@ func startReplication(ctx context.Context, dsn, slot string, dial pgconn.DialFun
 
 // drainInto reads until c is done: one Read for each time that the socket wakes it up.
 func drainInto(conn net.Conn, c *counter) error {
-	buffer := make([]byte, 8<<20)
+	buffer := make([]byte, 512<<10)
 	filled := 0
 	lastStatus := time.Now()
 	for {
@@ -109,47 +110,4 @@ func statusUpdate() []byte {
 	binary.BigEndian.PutUint32(b[1:], 4+size)
 	b[5] = 'r'
 	return b
-}
-
-// receiveBuffer is the SO_RCVBUF that a coalescing reader asks for, in bytes; net.core.rmem_max caps it.
-const receiveBuffer = 2 << 20
-
-// dialCoalescing connects with a fixed receive buffer. It has to be set before the connection is made, for then the
-// window is agreed on (tcp(7)).
-func dialCoalescing(ctx context.Context, network, addr string) (net.Conn, error) {
-	dialer := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
-		var err error
-		controlErr := c.Control(func(fd uintptr) {
-			err = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, receiveBuffer)
-		})
-		if controlErr != nil {
-			return controlErr
-		}
-		return err
-	}}
-	conn, err := dialer.DialContext(ctx, network, addr)
-	if err != nil {
-		return nil, err
-	}
-	return coalesce(conn), nil
-}
-
-// coalesce returns conn with a pause after each large Read. The receive buffer then fills, the window closes, and the
-// kernel joins the walsender's messages in the send queue instead of sending each by itself.
-func coalesce(conn net.Conn) net.Conn { return &coalescing{Conn: conn} }
-
-type coalescing struct {
-	net.Conn
-	large bool // the last Read was
-}
-
-// Read reads what there is, after a pause if there was much the last time.
-func (c *coalescing) Read(b []byte) (int, error) {
-	const pause, much = 8 * time.Millisecond, 64 << 10
-	if c.large {
-		<-time.After(pause)
-	}
-	n, err := c.Conn.Read(b)
-	c.large = n >= much
-	return n, err
 }

@@ -208,7 +208,7 @@ func markdown(r *Results, tables []table, plot string) string {
 // method says how the numbers came about.
 const method = "Postgres, Kafka and the contestant share the machine. Each contestant is a process of its own, timed from its start to its exit; " +
 	"its CPU is user and system time, its peak RSS the kernel's VmHWM. All drain the same WAL, each from a copy of one slot, in rounds that are interleaved. " +
-	"The limit is the best run of the coalescing reader, which reads to nowhere. `produce` only publishes. " +
+	"The limit is the best run of the coalescing reader, which reads as walferry does, to nowhere. `produce` only publishes. " +
 	"Debezium's rate counts from the first record in the topic, without the start of its JVM; its CPU and memory are of the whole run. " +
 	"Topics that do not hold exactly the events of the backlog fail the run."
 

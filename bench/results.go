@@ -25,7 +25,7 @@ type Machine struct {
 	Memory  int64  `json:"memory_bytes"`
 	Kernel  string `json:"kernel"`
 	RmemMax int    `json:"rmem_max_bytes"` // net.core.rmem_max, which caps SO_RCVBUF
-	// ReceiveBuffer is what a reader that asks for an SO_RCVBUF of 2 MiB gets.
+	// ReceiveBuffer is what a reader that asks for replication.ReceiveBuffer gets.
 	ReceiveBuffer int `json:"receive_buffer_bytes"`
 
 	Postgres   string `json:"postgres"`

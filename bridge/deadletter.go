@@ -167,7 +167,7 @@ func (s *session) whyPoison(ctx context.Context, ev *decode.Event) (string, erro
 		return "", err
 	}
 	defer k.Close()
-	if err = k.Publish(ctx, ev, func(error) {}); err == nil {
+	if err = k.Publish(ctx, ev, time.Now(), func(error) {}); err == nil {
 		err = k.Flush(ctx)
 	}
 	if e, ok := errors.AsType[sink.EventError](err); ok && stuck(err) {

@@ -66,11 +66,16 @@ func (m *Metrics) observer(database string) func(topic string, bytes int, latenc
 	type counters struct{ published, bytes prometheus.Counter }
 	topics := map[string]counters{}
 	published := m.publishLatency.WithLabelValues(database)
+	var last string // most events go where the one before went
+	var c counters
 	return func(topic string, bytes int, latency time.Duration) {
-		c, ok := topics[topic]
-		if !ok {
-			c = counters{m.published.WithLabelValues(database, topic), m.bytes.WithLabelValues(database, topic)}
-			topics[topic] = c
+		if topic != last {
+			var ok bool
+			if c, ok = topics[topic]; !ok {
+				c = counters{m.published.WithLabelValues(database, topic), m.bytes.WithLabelValues(database, topic)}
+				topics[topic] = c
+			}
+			last = topic
 		}
 		c.published.Inc()
 		c.bytes.Add(float64(bytes))

@@ -90,7 +90,7 @@ func (s *session) pump(ctx, stop context.Context) error {
 			if err != nil {
 				return err
 			}
-			if err := s.sink.Publish(ctx, &c.Event, done); err != nil {
+			if err := s.sink.Publish(ctx, &c.Event, m.At, done); err != nil {
 				s.inflight.Withdraw(index)
 				return err
 			}

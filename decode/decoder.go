@@ -29,7 +29,7 @@ const (
 
 // Change is what one WAL message turned out to be. It belongs to the Decoder:
 // it and every byte slice in it are valid until the next Decode, and the slices
-// may alias the bytes that were given to Decode.
+// may alias the bytes that were given to Decode. What Kind does not name is left over from earlier messages.
 type Change struct {
 	Kind       Kind
 	CommitLSN  LSN       // Begin only: start of the commit record
@@ -106,7 +106,7 @@ func NewDecoder(cfg Config) *Decoder {
 // error the Decoder must not be used again.
 func (d *Decoder) Decode(wal []byte) (*Change, error) {
 	r := reader{b: wal}
-	d.change = Change{Kind: Skip}
+	d.change.Kind = Skip
 	kind := r.uint8()
 	if !d.open && strings.IndexByte(inTransaction, kind) >= 0 {
 		return nil, r.malformed("it stands outside of a transaction")

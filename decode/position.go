@@ -3,6 +3,7 @@ package decode
 import (
 	"errors"
 	"fmt"
+	"math/bits"
 	"strconv"
 	"strings"
 )
@@ -22,12 +23,8 @@ func (l LSN) AppendText(b []byte) []byte {
 func (l LSN) String() string { return string(l.AppendText(nil)) }
 
 func appendUpperHex(b []byte, v uint32) []byte {
-	start := len(b)
-	b = strconv.AppendUint(b, uint64(v), 16)
-	for i := start; i < len(b); i++ {
-		if b[i] >= 'a' {
-			b[i] -= 'a' - 'A'
-		}
+	for shift := max(bits.Len32(v)-1, 0) &^ 3; shift >= 0; shift -= 4 {
+		b = append(b, "0123456789ABCDEF"[v>>shift&15])
 	}
 	return b
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"sync/atomic"
+	"time"
 )
 
 // frames splits what a server sends into the messages of the protocol. A body belongs to the
@@ -19,6 +20,7 @@ type frames struct {
 	at, end int // what is read and not taken
 	rest    int // bytes of a message of which pgconn has taken the others
 
+	last    time.Time     // of the last Read
 	waiting atomic.Bool   // for the server
 	reads   atomic.Uint64 // that brought something
 }
@@ -102,6 +104,7 @@ func (f *frames) fill(size int) error {
 	f.waiting.Store(false)
 	if n > 0 {
 		f.end += n
+		f.last = time.Now()
 		f.reads.Add(1)
 		return nil
 	}

@@ -39,7 +39,7 @@ func FuzzReplicationMessage(f *testing.F) {
 		f.Add(m)
 	}
 	f.Fuzz(func(t *testing.T, input []byte) {
-		var s Stream
+		s := Stream{frames: &frames{}}
 		m, err := s.parse(bytes.Clone(input))
 		want, refuse := readMessage(input)
 		if (err != nil) != refuse {

@@ -28,6 +28,10 @@ type paced struct {
 	bytes, segments uint64 // received up to the last Read
 }
 
+// ReceiveBuffer is the SO_RCVBUF of a stream whose server is near, in bytes: small, so that it is full most
+// of the time. Every Linux grants as much, it is the usual net.core.rmem_max.
+const ReceiveBuffer = 208 << 10
+
 const (
 	// joined is far from both regimes: a message of one row has some 300 bytes, and joined
 	// segments have tens of thousands on one machine, and at least eight thousand by offload elsewhere.
@@ -38,9 +42,10 @@ const (
 	late = 10 * time.Millisecond
 )
 
-// pacing returns dial with connections that pace their reads where the kernel says how the bytes
-// came: elsewhere, and from Unix sockets, which join nothing, they are read as they come.
-func pacing(dial pgconn.DialFunc, behind func() time.Duration) pgconn.DialFunc {
+// Paced returns dial with connections that pace their reads where the kernel says how the bytes
+// came: elsewhere, and from Unix sockets, which join nothing, they are read as they come. behind
+// says how late what was read last was sent, which is how a backlog is told; one goroutine reads, and calls it.
+func Paced(dial pgconn.DialFunc, behind func() time.Duration) pgconn.DialFunc {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
 		conn, err := dial(ctx, network, addr)
 		if err != nil {

@@ -7,13 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	// receiveBuffer is small enough to be full most of the time, in bytes. Every Linux grants as much:
-	// it is the usual net.core.rmem_max.
-	receiveBuffer = 208 << 10
-	// near is a round trip that so small a buffer does not hold up: 200 MB/s.
-	near = time.Millisecond
-)
+// near is a round trip that so small a buffer does not hold up: it lets 200 MB/s pass.
+const near = time.Millisecond
 
 // tcpReceived returns a function that says what a connection has received so far, nil if the
 // kernel does not: tcp_info has segments since Linux 4.6. The connection's receive
@@ -41,7 +36,7 @@ func tcpReceived(conn net.Conn) func() (bytes, segments uint64) {
 		return nil
 	}
 	if time.Duration(first.Rtt)*time.Microsecond < near {
-		_ = tcp.SetReadBuffer(receiveBuffer) // else it grows as it likes, and the pauses with it
+		_ = tcp.SetReadBuffer(ReceiveBuffer) // else it grows as it likes, and the pauses with it
 	}
 	return func() (bytes, segments uint64) {
 		i, err := info()

@@ -50,6 +50,8 @@ type Message struct {
 	Data []byte
 	// WALEnd is, in a keepalive, the end of the last record that the server has decoded.
 	WALEnd LSN
+	// At is when it was read from the network: one clock reading serves all that came together.
+	At time.Time
 }
 
 // Keepalive reports whether the message carries no data.
@@ -113,7 +115,7 @@ func (s *Stream) connect(ctx context.Context, cfg *pgx.ConnConfig) (err error) {
 	if c.RuntimeParams["application_name"] == "" {
 		c.RuntimeParams["application_name"] = "walferry/" + s.slot
 	}
-	c.DialFunc = pacing(c.DialFunc, s.behind)
+	c.DialFunc = Paced(c.DialFunc, s.behind)
 	c.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
 		s.frames = newFrames(r)
 		return pgproto3.NewFrontend(s.frames, w)
@@ -223,10 +225,10 @@ func (s *Stream) parse(b []byte) (*Message, error) {
 	const xLogData, keepalive = 25, 18 // bytes of their headers
 	switch {
 	case len(b) > xLogData && b[0] == pglogrepl.XLogDataByteID:
-		s.message = Message{Data: b[xLogData:]}
+		s.message = Message{Data: b[xLogData:], At: s.frames.last}
 		s.sent = int64(binary.BigEndian.Uint64(b[17:]))
 	case len(b) == keepalive && b[0] == pglogrepl.PrimaryKeepaliveMessageByteID:
-		s.message = Message{WALEnd: LSN(binary.BigEndian.Uint64(b[1:]))}
+		s.message = Message{WALEnd: LSN(binary.BigEndian.Uint64(b[1:])), At: s.frames.last}
 		if b[17] != 0 {
 			s.asked.Store(true)
 		}

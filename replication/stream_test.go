@@ -41,7 +41,7 @@ func TestStatusUpdate(t *testing.T) {
 }
 
 func TestParseMessages(t *testing.T) {
-	var s Stream
+	s := Stream{frames: &frames{}}
 	data := append([]byte{pglogrepl.XLogDataByteID}, make([]byte, 24)...)
 	m, err := s.parse(append(data, "BEGIN"...))
 	if err != nil || m.Keepalive() || string(m.Data) != "BEGIN" {

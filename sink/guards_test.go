@@ -43,7 +43,7 @@ func TestRecordsAreProducedWithAcksAllAndASequence(t *testing.T) {
 		return nil, nil, false
 	})
 	k := open(t, testConfig(c))
-	if err := k.Publish(t.Context(), orderEvent(), func(error) {}); err != nil {
+	if err := k.Publish(t.Context(), orderEvent(), time.Now(), func(error) {}); err != nil {
 		t.Fatal(err)
 	}
 	if err := k.Flush(t.Context()); err != nil {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/walferry/walferry/decode"
 )
@@ -41,8 +42,9 @@ type Kafka struct {
 	router router
 	ready  map[string]bool // topics that this sink has seen to exist
 
-	failed  atomic.Pointer[PublishError] // the first failure: nothing is published after it
-	records sync.Pool                    // of *record
+	failed   atomic.Pointer[PublishError] // the first failure: nothing is published after it
+	answered atomic.Pointer[time.Time]    // the brokers' last answer to a produce request
+	records  records
 }
 
 // record is a Kafka record with what its promise needs. Pooled, it and the bytes that
@@ -53,9 +55,35 @@ type record struct {
 	bytes    []byte // key, value and header values
 	position decode.Position
 	source   int
-	since    time.Time
+	at       time.Time
 	done     func(error)
 	promise  func(*kgo.Record, error) // bound to this record once
+}
+
+// records are those that may be used again, the last first: it is the one that the processor's
+// caches still have.
+type records struct {
+	mu   sync.Mutex
+	free []*record
+}
+
+// get returns nil when there is none.
+func (p *records) get() *record {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := len(p.free) - 1
+	if n < 0 {
+		return nil
+	}
+	r := p.free[n]
+	p.free = p.free[:n]
+	return r
+}
+
+func (p *records) put(r *record) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.free = append(p.free, r)
 }
 
 // keepBytes is the largest buffer that a pooled record keeps; rare large events must
@@ -85,8 +113,11 @@ const connectTimeout = 15 * time.Second
 // Open connects and makes sure that the brokers let us produce idempotently.
 func Open(ctx context.Context, cfg Config) (*Kafka, error) {
 	alive, stop := context.WithCancel(context.WithoutCancel(ctx))
-	client, err := kgo.NewClient(append(slices.Clone(cfg.Client),
+	k := &Kafka{cfg: cfg, stop: stop, ready: map[string]bool{}, router: newRouter(cfg)}
+	var err error
+	k.client, err = kgo.NewClient(append(slices.Clone(cfg.Client),
 		kgo.WithContext(alive),
+		kgo.WithHooks(k),
 		kgo.RequiredAcks(kgo.AllISRAcks()),                   // idempotent as well, by default
 		kgo.RecordPartitioner(kgo.StickyKeyPartitioner(nil)), // murmur2 of the key, as Kafka's Java client
 		kgo.ProducerBatchCompression(cfg.Compression),
@@ -106,11 +137,6 @@ func Open(ctx context.Context, cfg Config) (*Kafka, error) {
 		stop()
 		return nil, fmt.Errorf("configure the Kafka client: %w", err)
 	}
-	k := &Kafka{
-		cfg: cfg, client: client, stop: stop, ready: map[string]bool{},
-		router: newRouter(cfg),
-	}
-	k.records.New = func() any { return k.newRecord() }
 	if err := k.connect(ctx); err != nil {
 		k.Close()
 		return nil, fmt.Errorf("connect to Kafka: %w", err)
@@ -121,7 +147,7 @@ func Open(ctx context.Context, cfg Config) (*Kafka, error) {
 const (
 	// maxBufferedRecords bounds the records in flight beside MaxBuffered, which does not
 	// count what each costs beyond its bytes.
-	maxBufferedRecords = 32 << 10
+	maxBufferedRecords = 16 << 10
 	// batchOverhead is the room for the framing of a batch of one record: 61 bytes and
 	// a few varints for the batch, the header keys, and lengths.
 	batchOverhead = 1 << 10
@@ -153,13 +179,18 @@ func (k *Kafka) newRecord() *record {
 // goroutine, one at a time for all events: with nil after all in-sync replicas have the
 // record, else with the error that ends the session. Events of one key keep their order.
 //
+// at is when the event came: the record's timestamp, and where its latency begins.
+//
 // It fails, without calling done, with *PoisonError for an event that can never be
 // published, with *TopicError, and with the first failure once any event has failed.
-func (k *Kafka) Publish(ctx context.Context, ev *decode.Event, done func(error)) error {
+func (k *Kafka) Publish(ctx context.Context, ev *decode.Event, at time.Time, done func(error)) error {
 	if err := k.failed.Load(); err != nil {
 		return err
 	}
-	r := k.records.Get().(*record)
+	r := k.records.get()
+	if r == nil {
+		r = k.newRecord()
+	}
 	if err := k.router.fill(r, ev); err != nil {
 		return err
 	}
@@ -168,7 +199,7 @@ func (k *Kafka) Publish(ctx context.Context, ev *decode.Event, done func(error))
 			return noTopic(ev, r.Topic, err)
 		}
 	}
-	r.done, r.since = done, time.Now()
+	r.done, r.at, r.Timestamp = done, at, at
 	k.client.Produce(ctx, &r.Record, r.promise)
 	return nil
 }
@@ -182,13 +213,30 @@ func (k *Kafka) finish(r *record, err error) {
 		return // and leave the record to the collector: nothing of a failed client is reused
 	}
 	if k.cfg.Observe != nil {
-		k.cfg.Observe(r.Topic, len(r.bytes), time.Since(r.since))
+		k.cfg.Observe(r.Topic, len(r.bytes), k.Answered().Sub(r.at))
 	}
 	r.done(nil)
 	if cap(r.bytes) > keepBytes {
 		r.bytes = nil
 	}
-	k.records.Put(r)
+	k.records.put(r)
+}
+
+// Answered is when the brokers last answered a produce request, and so, while done is called, about when they
+// acknowledged what it is called for. To look at the clock for each event would cost more than to decode it.
+func (k *Kafka) Answered() time.Time {
+	if at := k.answered.Load(); at != nil {
+		return *at
+	}
+	return time.Now()
+}
+
+// OnBrokerRead implements kgo.HookBrokerRead.
+func (k *Kafka) OnBrokerRead(_ kgo.BrokerMetadata, key int16, _ int, _, _ time.Duration, _ error) {
+	if key == int16(kmsg.Produce) {
+		now := time.Now()
+		k.answered.Store(&now)
+	}
 }
 
 // Flush waits until done has been called for every event. It fails with the first

@@ -83,7 +83,7 @@ func TestPublishKeepsTheOrderOfAKey(t *testing.T) {
 	for i := range n {
 		ev := orderEvent()
 		ev.AggregateID, ev.Payload = fmt.Appendf(nil, "key-%d", i%7), fmt.Appendf(nil, "%d", i)
-		if err := k.Publish(t.Context(), ev, func(err error) {
+		if err := k.Publish(t.Context(), ev, time.Now(), func(err error) {
 			if err != nil {
 				t.Errorf("event %d: %v", i, err)
 			}
@@ -133,7 +133,7 @@ func TestPublishBlocksWhenTheBufferIsFull(t *testing.T) {
 	defer cancel()
 	published := 0
 	for ctx.Err() == nil {
-		if err := k.Publish(ctx, ev, func(error) {}); err != nil {
+		if err := k.Publish(ctx, ev, time.Now(), func(error) {}); err != nil {
 			break
 		}
 		published++
@@ -147,7 +147,7 @@ func TestPublishBlocksWhenTheBufferIsFull(t *testing.T) {
 func TestPublishLatchesOnTheFirstFailure(t *testing.T) {
 	c := cluster(t)
 	k := open(t, testConfig(c))
-	publish := func(done func(error)) error { return k.Publish(t.Context(), orderEvent(), done) }
+	publish := func(done func(error)) error { return k.Publish(t.Context(), orderEvent(), time.Now(), done) }
 	if err := publish(func(err error) {
 		if err != nil {
 			t.Error(err)
@@ -204,7 +204,7 @@ func TestCloseFailsWhatIsInFlight(t *testing.T) {
 		return nil, errors.New("cut"), true
 	})
 	failed := make(chan error, 1)
-	if err := k.Publish(t.Context(), orderEvent(), func(err error) { failed <- err }); err != nil {
+	if err := k.Publish(t.Context(), orderEvent(), time.Now(), func(err error) { failed <- err }); err != nil {
 		t.Fatal(err)
 	}
 	k.Close()
@@ -220,7 +220,7 @@ func TestTopicsAreCreatedOnceAndNeverRecreated(t *testing.T) {
 	cfg.Created = func(topic string) { created = append(created, topic) }
 	k := open(t, cfg)
 	for range 3 {
-		if err := k.Publish(t.Context(), orderEvent(), func(error) {}); err != nil {
+		if err := k.Publish(t.Context(), orderEvent(), time.Now(), func(error) {}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -235,7 +235,7 @@ func TestTopicsAreCreatedOnceAndNeverRecreated(t *testing.T) {
 	}
 	// The next session's sink shares the memory of topics.
 	next := open(t, cfg)
-	err := next.Publish(t.Context(), orderEvent(), func(error) {})
+	err := next.Publish(t.Context(), orderEvent(), time.Now(), func(error) {})
 	missing, ok := errors.AsType[*MissingTopicError](err)
 	if !ok || !missing.Vanished {
 		t.Errorf("publish to a vanished topic: %v", err)
@@ -248,7 +248,7 @@ func TestTopicsAreCreatedOnceAndNeverRecreated(t *testing.T) {
 func TestMissingTopicIsAnErrorWhenWeMustNotCreate(t *testing.T) {
 	cfg := testConfig(cluster(t))
 	cfg.CreateTopics = false
-	err := open(t, cfg).Publish(t.Context(), orderEvent(), func(error) { t.Error("published") })
+	err := open(t, cfg).Publish(t.Context(), orderEvent(), time.Now(), func(error) { t.Error("published") })
 	missing, ok := errors.AsType[*MissingTopicError](err)
 	if !ok || missing.Vanished || missing.Topic != "outbox.event.order" {
 		t.Errorf("%v, want a MissingTopicError", err)
