@@ -49,33 +49,39 @@ type wal struct {
 }
 
 // schema is what every database of a backlog has. The payload is that of an order, of about 245 bytes as text; filler
-// makes it larger, with hexadecimal digits that compress badly, by so many bytes.
+// makes it larger, with hexadecimal digits that compress badly, by so many bytes. There are 200 different ones, which lie
+// farther apart than lz4 looks back.
 const schema = `
 CREATE TABLE outbox (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), aggregatetype text NOT NULL, aggregateid text NOT NULL, type text, payload jsonb);
 CREATE TABLE business (id bigint PRIMARY KEY, customer text NOT NULL, note text NOT NULL);
 CREATE PUBLICATION ` + publication + ` FOR TABLE outbox WITH (publish = 'insert');
 
-CREATE FUNCTION payload(n bigint, filler int) RETURNS jsonb LANGUAGE sql AS $$
+CREATE FUNCTION payload(n bigint, note text) RETURNS jsonb LANGUAGE sql AS $$
 	SELECT jsonb_build_object('order_id', n, 'customer', 'customer-' || (n % 997), 'amount', (n % 9973) * 1.25, 'currency', 'EUR',
-		'items', jsonb_build_array(jsonb_build_object('sku', 'SKU-' || (n % 100), 'quantity', n % 7)),
-		'note', CASE WHEN filler = 0 THEN repeat('x', 107)
-			ELSE (SELECT string_agg(md5(n::text || '/' || k::text), '') FROM generate_series(1, filler / 32) k) END)
+		'items', jsonb_build_array(jsonb_build_object('sku', 'SKU-' || (n % 100), 'quantity', n % 7)), 'note', note)
+$$;
+
+CREATE FUNCTION notes(filler int) RETURNS text[] LANGUAGE sql AS $$
+	SELECT array_agg(CASE WHEN filler = 0 THEN repeat('x', 107)
+		ELSE (SELECT string_agg(md5(n::text || '/' || k::text), '') FROM generate_series(1, filler / 32) k) END)
+	FROM generate_series(0, 199) n
 $$;
 
 CREATE PROCEDURE fill(kind text, first bigint, txns bigint, per bigint, filler int) LANGUAGE plpgsql AS $$
 DECLARE
 	n bigint := first;
+	notes text[] := notes(filler);
 BEGIN
 	FOR i IN 1..txns LOOP
 		IF kind = 'rows' THEN
 			INSERT INTO outbox (aggregatetype, aggregateid, type, payload)
-				SELECT 'order', ((n + j) % 10000)::text, 'OrderPlaced', payload(n + j, filler) FROM generate_series(0, per - 1) j;
+				SELECT 'order', ((n + j) % 10000)::text, 'OrderPlaced', payload(n + j, notes[1 + (n + j) % 200]) FROM generate_series(0, per - 1) j;
 		ELSIF kind = 'messages' THEN
 			PERFORM pg_logical_emit_message(true, 'outbox', jsonb_build_object('id', gen_random_uuid(), 'aggregatetype', 'order',
-				'aggregateid', ((n + j) % 10000)::text, 'type', 'OrderPlaced', 'payload', payload(n + j, filler))::text) FROM generate_series(0, per - 1) j;
+				'aggregateid', ((n + j) % 10000)::text, 'type', 'OrderPlaced', 'payload', payload(n + j, notes[1 + (n + j) % 200]))::text) FROM generate_series(0, per - 1) j;
 		ELSE -- rows of a table that is not published; in "mixed" one row of each transaction is an event
 			IF kind = 'mixed' THEN
-				INSERT INTO outbox (aggregatetype, aggregateid, type, payload) VALUES ('order', (i % 10000)::text, 'OrderPlaced', payload(i, filler));
+				INSERT INTO outbox (aggregatetype, aggregateid, type, payload) VALUES ('order', (i % 10000)::text, 'OrderPlaced', payload(i, notes[1 + i % 200]));
 			END IF;
 			INSERT INTO business (id, customer, note)
 				SELECT n + j, 'customer-' || (n + j) % 997, repeat(md5((n + j)::text), 1 + filler / 32) FROM generate_series(1, per - (kind = 'mixed')::int) j;
@@ -152,7 +158,7 @@ func (w *wal) exec(ctx context.Context, sql string) error {
 }
 
 func (w *wal) writeSample(ctx context.Context, filler int) error {
-	rows, err := w.conn.Query(ctx, "SELECT payload(n, $1)::text FROM generate_series(1::bigint, $2) n", filler, sampleSize)
+	rows, err := w.conn.Query(ctx, "SELECT payload(n, notes[1 + n % 200])::text FROM notes($1) notes, generate_series(1::bigint, $2) n", filler, sampleSize)
 	if err != nil {
 		return err
 	}

@@ -32,6 +32,8 @@ const (
 	bigBacklog       = "big"
 	unrelatedBacklog = "unrelated"
 	emptyBacklog     = "empty"
+	// latencyExperiment is none, but may be chosen like one.
+	latencyExperiment = "latency"
 )
 
 // grown are the backlogs of the growth experiment, by their size.
@@ -68,7 +70,7 @@ func plan(o options) ([]spec, error) {
 
 // choose leaves what the flags name.
 func choose(specs []spec, o options) ([]spec, error) {
-	known := []string{idleExperiment}
+	known := []string{idleExperiment, latencyExperiment}
 	var chosen []spec
 	for _, s := range specs {
 		known = append(known, s.name)

@@ -66,7 +66,7 @@ func TestMetrics(t *testing.T) {
 			`walferry_session_restarts_total{class="retry",database="shop"}`:       "1",
 			`walferry_messages_ignored_total{database="shop"}`:                     "0",
 			`walferry_publish_latency_seconds_bucket{database="shop",le="+Inf"}`:   "2",
-			`walferry_commit_to_ack_seconds_bucket{database="shop",le="0.0005"}`:   "1",
+			`walferry_commit_to_ack_seconds_bucket{database="shop",le="0.032"}`:    "1",
 			`walferry_publish_latency_seconds_bucket{database="shop",le="65.536"}`: "2",
 		} {
 			if got, ok := samples[name]; !ok || got != want {

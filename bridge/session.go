@@ -51,9 +51,14 @@ func (s *session) hurry(on bool) {
 //
 //	Receive → Decode → Inflight.Add → Publish → (Kafka) → done → Inflight → Feedback → Postgres
 func (s *session) pump(ctx, stop context.Context) error {
+	lingers := false // an event that nothing will follow for now, and that is in time
 	for {
 		if !s.inflight.Open() && stop.Err() != nil {
 			return nil
+		}
+		if lingers && !s.stream.More() && s.stream.Patience() < s.options.Kafka.Linger {
+			lingers = false
+			s.sink.Send()
 		}
 		m, err := s.stream.Receive()
 		switch {
@@ -79,7 +84,7 @@ func (s *session) pump(ctx, stop context.Context) error {
 		}
 		switch c.Kind {
 		case decode.Begin:
-			s.stream.Pace(c.CommitTime)
+			s.stream.Begin(c.CommitTime)
 			s.inflight.Begin(replication.LSN(c.CommitLSN), c.CommitTime)
 		case decode.Row, decode.Message:
 			if s.passes(&c.Event.Position) {
@@ -94,6 +99,7 @@ func (s *session) pump(ctx, stop context.Context) error {
 				s.inflight.Withdraw(index)
 				return err
 			}
+			lingers = true
 		case decode.Commit:
 			if err := s.inflight.Commit(replication.LSN(c.EndLSN)); err != nil {
 				return err

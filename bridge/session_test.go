@@ -549,3 +549,36 @@ func TestPoisonIsReportedAlthoughTheDrainTimesOut(t *testing.T) {
 		_ = r.finish()
 	})
 }
+
+// What is in time is sent at once, whatever lingers in a backlog, and although a keepalive follows it; what is late
+// waits for company.
+func TestOnlyWhatIsLateLingers(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newRig(t, time.Minute, func(c *walsender.Config, _ *config.Config) { c.KeepaliveAfterCommit = true })
+		r.start()
+		r.commit(event(0))
+		sleep(time.Second) // the client knows the topic now
+		for n := 1; n <= 5; n++ {
+			r.commit(event(n))
+			synctest.Wait() // no time passes
+			if got := r.bridge.acknowledged.Load(); got != uint64(n)+1 {
+				t.Fatalf("%d events are acknowledged at once, want %d", got, n+1)
+			}
+		}
+		r.pg.Hold(0)
+		r.commit(event(6))
+		sleep(time.Minute)
+		r.pg.Release()
+		synctest.Wait()
+		if got := r.bridge.acknowledged.Load(); got != 6 {
+			t.Errorf("%d events are acknowledged at once, the last one is late and should linger", got)
+		}
+		sleep(20 * time.Millisecond)
+		if got := r.bridge.acknowledged.Load(); got != 7 {
+			t.Errorf("%d events are acknowledged, want 7", got)
+		}
+		if err := r.finish(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}

@@ -20,8 +20,8 @@ import (
 // for what it has read counts as pause by itself.
 type paced struct {
 	net.Conn
-	in       *bufio.Reader        // of what lies below, passed by for large reads: TLS reads little at a time
-	behind   func() time.Duration // how late the last message was sent after its commit
+	in       *bufio.Reader // of what lies below, passed by for large reads: TLS reads little at a time
+	patience func() time.Duration
 	received func() (bytes, segments uint64)
 	pause    time.Duration
 
@@ -38,28 +38,26 @@ const (
 	joined    = 4 << 10
 	pauseMax  = 20 * time.Millisecond
 	pauseStep = 100 * time.Microsecond
-	// late is how long after its commit a message must be sent for a backlog.
-	late = 10 * time.Millisecond
 )
 
 // Paced returns dial with connections that pace their reads where the kernel says how the bytes
-// came: elsewhere, and from Unix sockets, which join nothing, they are read as they come. behind
-// says how late what was read last was sent, which is how a backlog is told; one goroutine reads, and calls it.
-func Paced(dial pgconn.DialFunc, behind func() time.Duration) pgconn.DialFunc {
+// came: elsewhere, and from Unix sockets, which join nothing, they are read as they come. patience
+// says how long a read may wait; the goroutine that reads calls it.
+func Paced(dial pgconn.DialFunc, patience func() time.Duration) pgconn.DialFunc {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
 		conn, err := dial(ctx, network, addr)
 		if err != nil {
 			return nil, err
 		}
 		if received := tcpReceived(conn); received != nil {
-			return newPaced(conn, behind, received), nil
+			return newPaced(conn, patience, received), nil
 		}
 		return conn, nil
 	}
 }
 
-func newPaced(conn net.Conn, behind func() time.Duration, received func() (bytes, segments uint64)) *paced {
-	c := &paced{Conn: conn, behind: behind, received: received}
+func newPaced(conn net.Conn, patience func() time.Duration, received func() (bytes, segments uint64)) *paced {
+	c := &paced{Conn: conn, patience: patience, received: received}
 	c.in = bufio.NewReaderSize((*pacedReader)(c), frameBuffer/2)
 	return c
 }
@@ -71,11 +69,11 @@ func (c *paced) Read(b []byte) (int, error) { return c.in.Read(b) }
 type pacedReader paced
 
 func (c *pacedReader) Read(b []byte) (int, error) {
-	behind := c.behind()
-	if behind < late {
+	patience := c.patience()
+	if patience == 0 {
 		return c.Conn.Read(b)
 	}
-	<-time.After(min(c.pause, behind/8)) // what is late comes an eighth later at most
+	<-time.After(min(c.pause, patience))
 	n, err := c.Conn.Read(b)
 	c.adapt()
 	return n, err

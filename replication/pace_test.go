@@ -40,9 +40,9 @@ func read(t *testing.T, c net.Conn) time.Duration {
 
 func TestPace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		behind := time.Hour
+		patience := time.Hour
 		f := &far{perSegment: 300}
-		c := newPaced(f, func() time.Duration { return behind }, f.received)
+		c := newPaced(f, func() time.Duration { return patience }, f.received)
 		var last time.Duration
 		for i := range 40 {
 			took := read(t, c)
@@ -67,14 +67,9 @@ func TestPace(t *testing.T) {
 		for range 40 {
 			read(t, c)
 		}
-		for behind = range map[time.Duration]bool{late: true, 20 * time.Millisecond: true, time.Second: true} {
-			if took := read(t, c); took != min(pauseMax, behind/8) {
-				t.Errorf("%s behind: waits for %s", behind, took)
-			}
-		}
-		for _, behind = range []time.Duration{late - 1, time.Millisecond, 0, -time.Hour} {
-			if took := read(t, c); took != 0 {
-				t.Errorf("%s behind: waits for %s", behind, took)
+		for _, patience = range []time.Duration{time.Second, 2 * time.Millisecond, time.Microsecond, 0} {
+			if took := read(t, c); took != min(pauseMax, patience) {
+				t.Errorf("waits for %s with a patience of %s", took, patience)
 			}
 		}
 	})
@@ -100,7 +95,7 @@ func TestNoCommitIsDelayed(t *testing.T) {
 		defer client.Close()
 		var segments uint64
 		s := &Stream{}
-		s.frames = newFrames(newPaced(client, s.behind, func() (uint64, uint64) { segments++; return 300 * segments, segments }))
+		s.frames = newFrames(newPaced(client, s.Patience, func() (uint64, uint64) { segments++; return 300 * segments, segments }))
 		// receive sends a message of a transaction, late after its commit, and returns how long it is under way.
 		receive := func(late time.Duration) time.Duration {
 			sent := time.Now()
@@ -108,7 +103,7 @@ func TestNoCommitIsDelayed(t *testing.T) {
 			if _, err := s.Receive(); err != nil {
 				t.Fatal(err)
 			}
-			s.Pace(sent.Add(-late))
+			s.Begin(sent.Add(-late))
 			return time.Since(sent)
 		}
 		for range 100 {
@@ -134,4 +129,21 @@ func xLogData(sent time.Time) []byte {
 	b := append([]byte{'d', 0, 0, 0, 30, pglogrepl.XLogDataByteID}, make([]byte, 16)...)
 	b = binary.BigEndian.AppendUint64(b, uint64(sent.UnixMicro()-pgEpoch))
 	return append(b, 'B')
+}
+
+func TestPatience(t *testing.T) {
+	commit := time.Date(2026, 11, 22, 0, 0, 0, 0, time.UTC)
+	for behind, want := range map[time.Duration]time.Duration{
+		-time.Hour: 0, 0: 0, time.Millisecond: 0, 9999 * time.Microsecond: 0,
+		10 * time.Millisecond: 1250 * time.Microsecond, 160 * time.Millisecond: 20 * time.Millisecond, 8 * time.Hour: time.Hour,
+	} {
+		s := &Stream{frames: &frames{}}
+		s.Begin(commit)
+		if _, err := s.parse(xLogData(commit.Add(behind))[5:]); err != nil {
+			t.Fatal(err)
+		}
+		if got := s.Patience(); got != want {
+			t.Errorf("%s after its commit: patience %s, want %s", behind, got, want)
+		}
+	}
 }

@@ -115,7 +115,7 @@ func (s *Stream) connect(ctx context.Context, cfg *pgx.ConnConfig) (err error) {
 	if c.RuntimeParams["application_name"] == "" {
 		c.RuntimeParams["application_name"] = "walferry/" + s.slot
 	}
-	c.DialFunc = Paced(c.DialFunc, s.behind)
+	c.DialFunc = Paced(c.DialFunc, s.Patience)
 	c.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
 		s.frames = newFrames(r)
 		return pgproto3.NewFrontend(s.frames, w)
@@ -207,13 +207,24 @@ func (s *Stream) other(kind byte, body []byte) error {
 	return fmt.Errorf("unexpected message %q in a replication stream", kind)
 }
 
-// Pace says when the transaction that begins now was committed, by Postgres' clock. While
-// transactions come late, Receive lets more of them gather before it reads on.
-func (s *Stream) Pace(commit time.Time) { s.commit = commit.UnixMicro() - pgEpoch }
+// Begin says when the transaction that begins now was committed, by Postgres' clock.
+func (s *Stream) Begin(commit time.Time) { s.commit = commit.UnixMicro() - pgEpoch }
 
-// behind returns how long after its commit the last message was sent.
-func (s *Stream) behind() time.Duration {
-	return time.Duration(s.sent-s.commit) * time.Microsecond
+// Patience returns how long what was received last may wait for what comes behind it: what is late
+// comes an eighth later at most, and what is in time does not wait. Both times are Postgres'
+// own: that of the commit, and when the message was sent.
+func (s *Stream) Patience() time.Duration {
+	const late = 10 * time.Millisecond
+	if behind := time.Duration(s.sent-s.commit) * time.Microsecond; behind >= late {
+		return behind / 8
+	}
+	return 0
+}
+
+// More reports whether the next Receive returns without reading.
+func (s *Stream) More() bool {
+	size, err := s.frames.size()
+	return err != nil || size > 0 && s.frames.end-s.frames.at >= size
 }
 
 // pgEpoch is 2000-01-01 in microseconds of Unix time.

@@ -39,6 +39,7 @@ type Kafka struct {
 	cfg    Config
 	client *kgo.Client
 	stop   context.CancelFunc // ends whatever the client is doing
+	over   context.Context    // has ended
 	router router
 	ready  map[string]bool // topics that this sink has seen to exist
 
@@ -114,6 +115,9 @@ const connectTimeout = 15 * time.Second
 func Open(ctx context.Context, cfg Config) (*Kafka, error) {
 	alive, stop := context.WithCancel(context.WithoutCancel(ctx))
 	k := &Kafka{cfg: cfg, stop: stop, ready: map[string]bool{}, router: newRouter(cfg)}
+	over, end := context.WithCancel(alive)
+	end()
+	k.over = over
 	var err error
 	k.client, err = kgo.NewClient(append(slices.Clone(cfg.Client),
 		kgo.WithContext(alive),
@@ -236,6 +240,13 @@ func (k *Kafka) OnBrokerRead(_ kgo.BrokerMetadata, key int16, _ int, _, _ time.D
 	if key == int16(kmsg.Produce) {
 		now := time.Now()
 		k.answered.Store(&now)
+	}
+}
+
+// Send sends what lingers at once, and does not wait for the brokers.
+func (k *Kafka) Send() {
+	if k.cfg.Linger > 0 {
+		_ = k.client.Flush(k.over) // it ends every linger, and has no time to wait
 	}
 }
 

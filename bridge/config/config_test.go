@@ -71,7 +71,7 @@ func TestMinimumHasDefaults(t *testing.T) {
 			DrainTimeout: 10 * time.Second, ShutdownGrace: 5 * time.Second,
 		}},
 		Kafka: Kafka{
-			Brokers: []string{"127.0.0.1:9092"}, ClientID: "walferry", Topics: Topics{Create: true}, Compression: "lz4",
+			Brokers: []string{"127.0.0.1:9092"}, ClientID: "walferry", Topics: Topics{Create: true}, Compression: "lz4", Linger: 20 * time.Millisecond,
 			MaxBuffered: 33554432, MaxRecord: 1020 << 10, PositionHeader: "walferry-position", DeadLetterTopic: "walferry.dead-letters",
 		},
 		Checkpoint: Checkpoint{Topic: "walferry.checkpoints", Interval: time.Second},
