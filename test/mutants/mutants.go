@@ -20,8 +20,8 @@ var mutants = []mutant{
 		edits: []edit{
 			{
 				"replication/stream.go",
-				"s.message = Message{Data: b[xLogData:]}",
-				"s.message = Message{Data: b[xLogData:], WALEnd: LSN(binary.BigEndian.Uint64(b[1:]))}",
+				"Message{Data: b[xLogData:], At: s.frames.last}",
+				"Message{Data: b[xLogData:], At: s.frames.last, WALEnd: LSN(binary.BigEndian.Uint64(b[1:]))}",
 			},
 			{
 				"replication/inflight.go",
@@ -30,9 +30,9 @@ var mutants = []mutant{
 			},
 			{
 				"bridge/session.go",
-				"if err := s.sink.Publish(ctx, &c.Event, done); err != nil {",
+				"if err := s.sink.Publish(ctx, &c.Event, m.At, done); err != nil {",
 				`change := m.WALEnd
-			if err := s.sink.Publish(ctx, &c.Event, func(err error) { s.inflight.Change(change); done(err) }); err != nil {`,
+			if err := s.sink.Publish(ctx, &c.Event, m.At, func(err error) { s.inflight.Change(change); done(err) }); err != nil {`,
 			},
 		},
 		checker: checker{"./bridge", "TestDrainFinishesTheOpenTransaction"},
@@ -110,8 +110,8 @@ var mutants = []mutant{
 		repeats: "an event counts as delivered when it is handed on: airbytehq/airbyte#15214, lukashes/outboxx#109",
 		edits: []edit{{
 			"sink/kafka.go",
-			"r.done, r.since = done, time.Now()",
-			"r.done, r.since = func(error) {}, time.Now()\n\tdone(nil)",
+			"r.done, r.at, r.Timestamp = done, at, at",
+			"r.done, r.at, r.Timestamp = func(error) {}, at, at\n\tdone(nil)",
 		}},
 		checker: checker{"./bridge", "TestNothingIsConfirmedBeforeKafkaAcknowledges"},
 		says:    "while Kafka holds everything back",
