@@ -241,7 +241,7 @@ func (s *session) open(ctx context.Context) error {
 	dec.SystemID, dec.OIDs = s.stream.Server.SystemID, s.stream.Publication.OIDs
 	dec.Timeline = func(l decode.LSN) uint32 { return s.stream.Timelines.Of(replication.LSN(l)) }
 	s.decoder = decode.NewDecoder(dec)
-	s.inflight = replication.NewInflight(s.stream.Start, replication.Hooks{Failed: s.fail, Finished: func(commit time.Time) { s.finished(commit, s.sink.Answered()) }})
+	s.inflight = replication.NewInflight(s.stream.Start, replication.Hooks{Failed: s.fail, Finished: s.finished})
 	s.feedback = &replication.Feedback{Stream: s.stream, Confirmable: s.confirmable, Tick: s.tick}
 	s.watch = &replication.Watch{
 		Conn: sql, Server: s.stream.Server, Slot: s.db.Slot, Publication: s.db.Publication, Tables: s.replication.Tables,

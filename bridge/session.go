@@ -51,7 +51,7 @@ func (s *session) hurry(on bool) {
 //
 //	Receive → Decode → Inflight.Add → Publish → (Kafka) → done → Inflight → Feedback → Postgres
 func (s *session) pump(ctx, stop context.Context) error {
-	lingers := false // an event that nothing will follow for now, and that is in time
+	lingers := false // something was published since the last Send
 	for {
 		if !s.inflight.Open() && stop.Err() != nil {
 			return nil

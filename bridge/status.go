@@ -132,11 +132,11 @@ func (b *Bridge) checkpointed(c *checkpoint.Checkpoint) {
 	b.status.Checkpoint = c.Pos.String()
 }
 
-// finished takes a transaction whose events were all acknowledged by then.
-func (b *Bridge) finished(commit, then time.Time) {
-	b.lastEvent.Store(commit.UnixMicro())
+// finished takes a transaction whose events are all acknowledged.
+func (s *session) finished(commit time.Time) {
+	s.lastEvent.Store(commit.UnixMicro())
 	// Two clocks: a difference below zero says nothing.
-	b.commitToAck.Observe(max(0, then.Sub(commit).Seconds()))
+	s.commitToAck.Observe(max(0, s.sink.Answered().Sub(commit).Seconds()))
 }
 
 // look takes Watch's look at the slot.

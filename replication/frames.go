@@ -54,23 +54,28 @@ func (f *frames) next() (kind byte, body []byte, err error) {
 
 // Read gives pgconn the current message, or less.
 func (f *frames) Read(b []byte) (int, error) {
-	for f.rest == 0 || f.at == f.end {
+	for {
 		if f.rest == 0 {
 			var err error
 			if f.rest, err = f.size(); err != nil {
 				return 0, err
 			}
-			if f.rest > 0 {
-				continue
-			}
+		}
+		if f.rest > 0 && f.at < f.end {
+			n := copy(b[:min(len(b), f.rest)], f.buf[f.at:f.end])
+			f.at, f.rest = f.at+n, f.rest-n
+			return n, nil
 		}
 		if err := f.fill(0); err != nil {
 			return 0, err
 		}
 	}
-	n := copy(b[:min(len(b), f.rest)], f.buf[f.at:f.end])
-	f.at, f.rest = f.at+n, f.rest-n
-	return n, nil
+}
+
+// more reports whether next returns without reading.
+func (f *frames) more() bool {
+	size, err := f.size()
+	return err != nil || size > 0 && f.end-f.at >= size
 }
 
 // size returns the bytes of the message at hand, 0 while they are not known.

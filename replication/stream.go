@@ -222,10 +222,7 @@ func (s *Stream) Patience() time.Duration {
 }
 
 // More reports whether the next Receive returns without reading.
-func (s *Stream) More() bool {
-	size, err := s.frames.size()
-	return err != nil || size > 0 && s.frames.end-s.frames.at >= size
-}
+func (s *Stream) More() bool { return s.frames.more() }
 
 // pgEpoch is 2000-01-01 in microseconds of Unix time.
 const pgEpoch = 946684800 * 1_000_000

@@ -56,7 +56,7 @@ type record struct {
 	bytes    []byte // key, value and header values
 	position decode.Position
 	source   int
-	at       time.Time
+	at       time.Time // see Publish; the client rounds the record's own
 	done     func(error)
 	promise  func(*kgo.Record, error) // bound to this record once
 }

@@ -22,6 +22,30 @@ func (pg *PG) SetConf(ctx context.Context, settings map[string]string) error {
 	return nil
 }
 
+// SetTLS has the server offer TLS to new sessions, with a certificate and its key, both PEM. If clients is not empty
+// it is the PEM certificate of the authority whose clients the server takes.
+func (pg *PG) SetTLS(ctx context.Context, certificate, key, clients string) error {
+	info, err := os.Stat(pg.DataDir())
+	if err != nil {
+		return err
+	}
+	owner := info.Sys().(*syscall.Stat_t) // Postgres takes a key of its own account only
+	settings := map[string]string{"ssl": "on"}
+	for setting, file := range map[string]struct{ name, content string }{
+		"ssl_cert_file": {"server.crt", certificate}, "ssl_key_file": {"server.key", key}, "ssl_ca_file": {"clients.crt", clients},
+	} {
+		if file.content == "" {
+			continue
+		}
+		path := filepath.Join(pg.DataDir(), file.name)
+		if err := errors.Join(os.WriteFile(path, []byte(file.content), 0o600), os.Chown(path, int(owner.Uid), int(owner.Gid))); err != nil {
+			return err
+		}
+		settings[setting] = file.name
+	}
+	return pg.SetConf(ctx, settings)
+}
+
 func (pg *PG) setConf(ctx context.Context, settings map[string]string) error {
 	if !pg.process.running() {
 		return pg.appendConf(settings)

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -174,21 +173,7 @@ host    all known,powerless 127.0.0.1/32 scram-sha-256
 // authority has signed.
 func tlsOn(t *testing.T, pg *servers.PG, server keyPair, clients *authority) {
 	t.Helper()
-	info, err := os.Stat(pg.DataDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	owner := info.Sys().(*syscall.Stat_t) // Postgres takes a key of its own account only
-	for name, content := range map[string]string{"server.crt": server.cert, "server.key": server.key, "clients.crt": clients.pem} {
-		path := filepath.Join(pg.DataDir(), name)
-		if err := errors.Join(os.WriteFile(path, []byte(content), 0o600), os.Chown(path, int(owner.Uid), int(owner.Gid))); err != nil {
-			t.Fatal(err)
-		}
-	}
-	err = pg.SetConf(t.Context(), map[string]string{
-		"ssl": "on", "ssl_cert_file": "server.crt", "ssl_key_file": "server.key", "ssl_ca_file": "clients.crt",
-	})
-	if err != nil {
+	if err := pg.SetTLS(t.Context(), server.cert, server.key, clients.pem); err != nil {
 		t.Fatal(err)
 	}
 }
