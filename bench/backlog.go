@@ -95,14 +95,10 @@ END $$;
 // writeBacklog creates the database and the slot, and then the WAL.
 func (bed *testbed) writeBacklog(ctx context.Context, s spec) (*wal, error) {
 	w := &wal{Backlog: Backlog{Name: s.name}, database: "bench_" + s.name, base: "base_" + s.name, sample: filepath.Join(bed.dir, s.name+".sample")}
-	admin, err := pgx.Connect(ctx, bed.pg.DSN("postgres"))
-	if err != nil {
+	if err := execute(ctx, bed.pg.DSN("postgres"), "CREATE DATABASE "+w.database); err != nil {
 		return nil, err
 	}
-	defer admin.Close(ctx) //nolint:errcheck // every statement is committed by itself
-	if _, err := admin.Exec(ctx, "CREATE DATABASE "+w.database); err != nil {
-		return nil, err
-	}
+	var err error
 	if w.conn, err = pgx.Connect(ctx, bed.pg.DSN(w.database)); err != nil {
 		return nil, err
 	}
@@ -180,29 +176,21 @@ func (w *wal) copySlot(ctx context.Context, slot string) error {
 func (w *wal) dropSlot(ctx context.Context, slot string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
-	retry := time.NewTicker(20 * time.Millisecond)
-	defer retry.Stop()
-	for {
+	err := poll(ctx, 20*time.Millisecond, func() (bool, error) {
 		_, err := w.conn.Exec(ctx, "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1", slot)
-		if e, ok := errors.AsType[*pgconn.PgError](err); !ok || e.Code != "55006" { // object_in_use
-			return err
+		if e, ok := errors.AsType[*pgconn.PgError](err); ok && e.Code == "55006" { // object_in_use
+			return false, nil
 		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("drop slot %s: %w", slot, context.Cause(ctx))
-		case <-retry.C:
-		}
+		return true, err
+	})
+	if err != nil {
+		return fmt.Errorf("drop slot %s: %w", slot, err)
 	}
+	return nil
 }
 
 // drop makes room for the next backlog.
 func (bed *testbed) drop(ctx context.Context, w *wal) error {
-	err := errors.Join(w.dropSlot(ctx, w.base), w.conn.Close(ctx))
-	admin, connectErr := pgx.Connect(ctx, bed.pg.DSN("postgres"))
-	if connectErr != nil {
-		return errors.Join(err, connectErr)
-	}
-	_, dropErr := admin.Exec(ctx, "DROP DATABASE "+w.database+" WITH (FORCE)")
-	_, checkpointErr := admin.Exec(ctx, "CHECKPOINT")
-	return errors.Join(err, dropErr, checkpointErr, admin.Close(ctx))
+	return errors.Join(w.dropSlot(ctx, w.base), w.conn.Close(ctx),
+		execute(ctx, bed.pg.DSN("postgres"), "DROP DATABASE "+w.database+" WITH (FORCE)", "CHECKPOINT"))
 }

@@ -107,7 +107,7 @@ func again(ctx context.Context, args ...string) (*exec.Cmd, error) {
 
 func walferryCommand(ctx context.Context, h *harness, r run) (*exec.Cmd, error) {
 	path := filepath.Join(h.bed.dir, r.id+".yaml")
-	config := walferryConfig(h.bed.kafka.Addr(), bridged{name: "bench", dsn: h.bed.pg.DSN(r.wal.database), slot: r.id, topic: r.id})
+	config := walferryConfig(h.bed.kafka.Addr(), "", bridged{name: "bench", dsn: h.bed.pg.DSN(r.wal.database), slot: r.id, topic: r.id})
 	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
 		return nil, err
 	}
@@ -118,8 +118,8 @@ func walferryCommand(ctx context.Context, h *harness, r run) (*exec.Cmd, error) 
 type bridged struct{ name, dsn, slot, topic string }
 
 // walferryConfig is a configuration with walferry's defaults, whatever costs something included: checkpoints, position
-// header, metrics. Only nothing asks for them.
-func walferryConfig(broker string, databases ...bridged) string {
+// header, metrics. Only nothing asks for them. ca is the file of the broker's authority, "" without TLS.
+func walferryConfig(broker, ca string, databases ...bridged) string {
 	var b strings.Builder
 	b.WriteString("databases:\n")
 	for _, d := range databases {
@@ -131,7 +131,11 @@ func walferryConfig(broker string, databases ...bridged) string {
     messages: {prefix: %s, topic: %q}
 `, d.name, d.dsn, d.slot, publication, d.topic, messagePrefix, d.topic)
 	}
-	fmt.Fprintf(&b, "kafka:\n  brokers: [%q]\nadmin: {listen: \"\"}\n", broker)
+	tls := "false"
+	if ca != "" {
+		tls = "true, ca_file: " + strconv.Quote(ca)
+	}
+	fmt.Fprintf(&b, "kafka:\n  brokers: [%q]\n  tls: {enabled: %s}\nadmin: {listen: \"\"}\n", broker, tls)
 	return b.String()
 }
 

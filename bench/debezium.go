@@ -149,28 +149,19 @@ quarkus.log.level=WARN
 
 // awaitRecords returns when the topic has all events of the backlog.
 func awaitRecords(ctx context.Context, h *harness, r run, first func()) error {
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	patience := time.NewTimer(10 * time.Minute)
-	defer patience.Stop()
-	for seen := false; ; {
+	ctx, cancel := context.WithTimeoutCause(ctx, 10*time.Minute, errors.New("that takes longer than ten minutes"))
+	defer cancel()
+	var seen int64
+	err := poll(ctx, 50*time.Millisecond, func() (bool, error) {
 		records, err := countRecords(ctx, h.client, r.id)
-		if err != nil {
-			return err
-		}
-		if records > 0 && !seen {
-			seen = true
+		if records > 0 && seen == 0 {
 			first()
 		}
-		if records >= r.wal.Events {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-patience.C:
-			return fmt.Errorf("topic %s has %d records of %d after ten minutes", r.id, records, r.wal.Events)
-		case <-tick.C:
-		}
+		seen = records
+		return records >= r.wal.Events, err
+	})
+	if err != nil {
+		return fmt.Errorf("topic %s has %d records of %d: %w", r.id, seen, r.wal.Events, err)
 	}
+	return nil
 }

@@ -162,19 +162,12 @@ func (h *harness) createTopic(ctx context.Context, topic string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	retry := time.NewTicker(20 * time.Millisecond)
-	defer retry.Stop()
-	for {
-		_, err := countRecords(ctx, h.client, topic)
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return err
-		case <-retry.C:
-		}
-	}
+	var last error
+	err := poll(ctx, 20*time.Millisecond, func() (bool, error) {
+		_, last = countRecords(ctx, h.client, topic)
+		return last == nil, nil
+	})
+	return errors.Join(err, last)
 }
 
 func (h *harness) deleteTopic(ctx context.Context, topic string) error {

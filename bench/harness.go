@@ -65,10 +65,12 @@ func benchmark(ctx context.Context, o options, out io.Writer) (err error) {
 
 // measureAll measures one backlog after another, and then the rest.
 func (h *harness) measureAll(ctx context.Context, specs []spec, o options) error {
-	for i, s := range specs {
-		if err := h.measureBacklog(ctx, s, i == 0); err != nil {
+	warmups := 2 // after one the next drain was still slower by a fifth
+	for _, s := range specs {
+		if err := h.measureBacklog(ctx, s, warmups); err != nil {
 			return err
 		}
+		warmups = 0
 	}
 	if o.growth && o.wants(idleExperiment) {
 		h.attempt(ctx, idleExperiment, func() error { return h.measureIdle(ctx) })
@@ -97,9 +99,9 @@ func (h *harness) attempt(ctx context.Context, what string, do func() error) {
 	}
 }
 
-// measureBacklog writes a backlog and has everybody drain it, a round after the other. With warm, the broker is made
-// warm first: its JVM compiles what is used often.
-func (h *harness) measureBacklog(ctx context.Context, s spec, warm bool) (err error) {
+// measureBacklog writes a backlog and has everybody drain it, a round after the other. The warm-ups come first, for the
+// broker: its JVM compiles what is used often.
+func (h *harness) measureBacklog(ctx context.Context, s spec, warmups int) (err error) {
 	h.say("writing backlog %s", s.name)
 	w, err := h.bed.writeBacklog(ctx, s)
 	if err != nil {
@@ -115,7 +117,7 @@ func (h *harness) measureBacklog(ctx context.Context, s spec, warm bool) (err er
 			names = append(names, name)
 		}
 	}
-	for range warmups(warm) {
+	for range warmups {
 		for _, name := range names {
 			if h.contestants[name].publishes && name != debezium {
 				h.attempt(ctx, "warm-up of "+name, func() error { _, err := h.drain(ctx, w, name, 0); return err })
@@ -138,14 +140,6 @@ func (h *harness) measureBacklog(ctx context.Context, s spec, warm bool) (err er
 		}
 	}
 	return nil
-}
-
-// warmups returns how many drains make the broker warm: after one the next was still slower by a fifth.
-func warmups(warm bool) int {
-	if warm {
-		return 2
-	}
-	return 0
 }
 
 // findTools looks for the programs of others, and notes which are missing.

@@ -153,7 +153,7 @@ func TestSample(t *testing.T) {
 // The configuration is one that walferry accepts, without warnings.
 func TestWalferryConfig(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "walferry.yaml")
-	text := walferryConfig("127.0.0.1:9092", bridged{"a", "postgres://postgres@127.0.0.1:5432/a?sslmode=disable", "a1", "topic-a"}, bridged{"b", "postgres://127.0.0.1/b", "b1", "topic-b"})
+	text := walferryConfig("127.0.0.1:9092", "", bridged{"a", "postgres://postgres@127.0.0.1:5432/a?sslmode=disable", "a1", "topic-a"}, bridged{"b", "postgres://127.0.0.1/b", "b1", "topic-b"})
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}

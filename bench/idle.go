@@ -2,14 +2,11 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"time"
-
-	"github.com/jackc/pgx/v5"
 )
 
 const (
@@ -30,7 +27,7 @@ func (h *harness) measureIdle(ctx context.Context) error {
 		databases = append(databases, bridged{name: name, dsn: h.bed.pg.DSN(name), slot: name, topic: "idle"})
 	}
 	path := filepath.Join(h.bed.dir, "idle.yaml")
-	if err := os.WriteFile(path, []byte(walferryConfig(h.bed.kafka.Addr(), databases...)), 0o600); err != nil {
+	if err := os.WriteFile(path, []byte(walferryConfig(h.bed.kafka.Addr(), "", databases...)), 0o600); err != nil {
 		return err
 	}
 	cmd := exec.CommandContext(ctx, h.bed.walferry, "run", "--config", path, "--adopt-slot")
@@ -55,31 +52,18 @@ func (h *harness) createIdle(ctx context.Context, name string) error {
 	if _, err := h.watch.Exec(ctx, "CREATE DATABASE "+name); err != nil {
 		return err
 	}
-	conn, err := pgx.Connect(ctx, h.bed.pg.DSN(name))
-	if err != nil {
-		return err
-	}
-	_, err = conn.Exec(ctx, schema)
-	if err == nil {
-		_, err = conn.Exec(ctx, "SELECT pg_create_logical_replication_slot($1, 'pgoutput')", name)
-	}
-	return errors.Join(err, conn.Close(ctx))
+	return execute(ctx, h.bed.pg.DSN(name), schema, fmt.Sprintf("SELECT pg_create_logical_replication_slot('%s', 'pgoutput')", name))
 }
 
 // watchIdle waits until all slots are taken and the start is over, and measures the CPU time from then on.
 func (h *harness) watchIdle(ctx context.Context, cmd *exec.Cmd, d *Drain) error {
-	for {
+	err := poll(ctx, 100*time.Millisecond, func() (bool, error) {
 		var held int
 		err := h.watch.QueryRow(ctx, "SELECT count(*) FROM pg_replication_slots WHERE active AND slot_name LIKE 'idle%'").Scan(&held)
-		if err != nil {
-			return err
-		}
-		if held == idleDatabases {
-			break
-		}
-		if err := wait(ctx, 100*time.Millisecond); err != nil {
-			return err
-		}
+		return held == idleDatabases, err
+	})
+	if err != nil {
+		return err
 	}
 	if err := wait(ctx, 5*time.Second); err != nil {
 		return err
@@ -94,6 +78,18 @@ func (h *harness) watchIdle(ctx context.Context, cmd *exec.Cmd, d *Drain) error 
 	after, err := processCPU(cmd.Process.Pid)
 	d.User, d.Sys = after.user-before.user, after.sys-before.sys
 	return err
+}
+
+// poll returns when done reports so, with its error if it fails, or with ctx's cause.
+func poll(ctx context.Context, every time.Duration, done func() (bool, error)) error {
+	for {
+		if over, err := done(); over || err != nil {
+			return err
+		}
+		if err := wait(ctx, every); err != nil {
+			return err
+		}
+	}
 }
 
 func wait(ctx context.Context, d time.Duration) error {

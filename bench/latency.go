@@ -10,6 +10,9 @@ import (
 	"github.com/walferry/walferry/internal/servers"
 )
 
+// latencyExperiment is what --only chooses it by.
+const latencyExperiment = "latency"
+
 // direct is walferry's contestant: an application that publishes by itself.
 const direct = "direct"
 

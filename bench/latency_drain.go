@@ -99,19 +99,16 @@ func (d *latencyDrain) start(ctx context.Context) (stop func() error, err error)
 func (d *latencyDrain) underWay(ctx context.Context, topic string, bridge *bridgeProcess) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, latencyPatience, fmt.Errorf("nothing is drained after %s", latencyPatience))
 	defer cancel()
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		records, err := countRecords(ctx, d.site.client, topic)
-		if err == nil && records > 0 {
-			return nil
-		}
+	var last error
+	err := poll(ctx, 50*time.Millisecond, func() (bool, error) {
 		select {
-		case <-ctx.Done():
-			return errors.Join(context.Cause(ctx), err)
 		case <-bridge.done:
-			return errors.New("the bridge that drains has ended")
-		case <-tick.C:
+			return false, errors.New("the bridge that drains has ended")
+		default:
 		}
-	}
+		var records int64
+		records, last = countRecords(ctx, d.site.client, topic)
+		return last == nil && records > 0, nil
+	})
+	return errors.Join(err, last)
 }

@@ -75,26 +75,23 @@ func (s *latencySite) publishDirectly(ctx context.Context, topic string) (publis
 
 // bridgeProcess is a running walferry.
 type bridgeProcess struct {
-	cmd  *exec.Cmd
-	log  string        // path
-	done chan struct{} // closed when it has ended
-	err  error         // of its end; valid when done is closed
+	cmd     *exec.Cmd
+	explain func(error) error // see logged
+	done    chan struct{}     // closed when it has ended
+	err     error             // of its end; valid when done is closed
 }
 
 // startBridge starts walferry run. When ctx ends it is told to stop as well.
-func startBridge(ctx context.Context, bed *testbed, config string, args ...string) (*bridgeProcess, error) {
-	p := &bridgeProcess{log: filepath.Join(bed.dir, filepath.Base(config)+".log"), done: make(chan struct{})}
-	log, err := os.Create(p.log)
-	if err != nil {
+func startBridge(ctx context.Context, bed *testbed, config string, args ...string) (_ *bridgeProcess, err error) {
+	p := &bridgeProcess{done: make(chan struct{})}
+	p.cmd = exec.CommandContext(ctx, bed.walferry, append([]string{"run", "--config", config}, args...)...)
+	if p.explain, err = logged(p.cmd, filepath.Join(bed.dir, filepath.Base(config)+".log")); err != nil {
 		return nil, err
 	}
-	defer log.Close() //nolint:errcheck // the process has its own handle
-	p.cmd = exec.CommandContext(ctx, bed.walferry, append([]string{"run", "--config", config}, args...)...)
-	p.cmd.Stderr = log
 	p.cmd.Cancel = func() error { return p.cmd.Process.Signal(syscall.SIGTERM) }
 	p.cmd.WaitDelay = latencyPatience
 	if err := p.cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start walferry: %w", err)
+		return nil, p.explain(fmt.Errorf("start walferry: %w", err))
 	}
 	go func() {
 		defer close(p.done)
@@ -104,7 +101,7 @@ func startBridge(ctx context.Context, bed *testbed, config string, args ...strin
 }
 
 // stop stops it with SIGTERM and returns when it has ended, with an error unless that was in
-// order.
+// order. It is called once.
 func (p *bridgeProcess) stop() error {
 	select {
 	case <-p.done: // too early
@@ -114,12 +111,8 @@ func (p *bridgeProcess) stop() error {
 		}
 	}
 	<-p.done
-	if p.err == nil {
-		return nil
+	if err := p.explain(p.err); err != nil {
+		return fmt.Errorf("walferry: %w", err)
 	}
-	log, err := os.ReadFile(p.log)
-	if err != nil {
-		return errors.Join(p.err, err)
-	}
-	return fmt.Errorf("walferry: %w; its log ends with:\n%s", p.err, log[max(0, len(log)-4096):])
+	return nil
 }

@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -72,35 +71,7 @@ func (s *latencySite) kafka() []kgo.Opt {
 // writeConfig writes the configuration of a bridge that reads the slot, and returns its path.
 func (s *latencySite) writeConfig(slot, topic string) (string, error) {
 	path := filepath.Join(s.bed.dir, slot+".yaml")
-	return path, os.WriteFile(path, []byte(bridgeConfig(slot, topic, s.dsn, s.broker, s.tls.file)), 0o600)
-}
-
-// bridgeConfig is a configuration with walferry's defaults; no admin server, because several
-// bridges run. ca is the file of the broker's authority, "" without TLS.
-func bridgeConfig(slot, topic, dsn, broker, ca string) string {
-	return fmt.Sprintf(`databases:
-  - name: %s
-    dsn: %q
-    slot: %s
-    publication: walferry
-    outbox:
-      - table: public.outbox
-        topic: %q
-kafka:
-  brokers: [%q]
-  tls: {enabled: %s}
-admin:
-  listen: ""
-log:
-  format: json
-`, slot, dsn, slot, topic, broker, tlsKeys(ca))
-}
-
-func tlsKeys(ca string) string {
-	if ca == "" {
-		return "false"
-	}
-	return "true, ca_file: " + strconv.Quote(ca)
+	return path, os.WriteFile(path, []byte(walferryConfig(s.broker, s.tls.file, bridged{name: slot, dsn: s.dsn, slot: slot, topic: topic})), 0o600)
 }
 
 // execute runs statements on a connection of their own.

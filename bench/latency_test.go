@@ -164,7 +164,7 @@ func TestBridgeConfig(t *testing.T) {
 	}
 	for _, ca := range []string{"", file} {
 		dsn := verifyFull("postgres://postgres@127.0.0.1:5432/latency?sslmode=disable", file)
-		cfg, err := config.Parse("test.yaml", []byte(bridgeConfig("slot_1", "topic.{aggregatetype}", dsn, "127.0.0.1:9092", ca)), none)
+		cfg, err := config.Parse("test.yaml", []byte(walferryConfig("127.0.0.1:9092", ca, bridged{"bench", dsn, "slot_1", "topic.{aggregatetype}"})), none)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -16,7 +16,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"github.com/walferry/walferry/internal/servers"
@@ -40,7 +39,7 @@ func measureWithTLS(ctx context.Context, t *testbed, pg *servers.PG, plan latenc
 	if err := os.WriteFile(trust.file, certificate, 0o600); err != nil {
 		return nil, err
 	}
-	if err := postgresTLS(ctx, pg, certificate, key); err != nil {
+	if err := pg.SetTLS(ctx, string(certificate), string(key), ""); err != nil {
 		return nil, err
 	}
 	options := kafkaOptions()
@@ -102,20 +101,4 @@ func selfSigned(host string) (certificate, key []byte, err error) {
 	}
 	certificate = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 	return certificate, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}), nil
-}
-
-// postgresTLS has the server offer TLS to new connections.
-func postgresTLS(ctx context.Context, pg *servers.PG, certificate, key []byte) error {
-	info, err := os.Stat(pg.DataDir())
-	if err != nil {
-		return err
-	}
-	owner := info.Sys().(*syscall.Stat_t) // Postgres takes a key of its own account only
-	for name, content := range map[string][]byte{"server.crt": certificate, "server.key": key} {
-		path := filepath.Join(pg.DataDir(), name)
-		if err := errors.Join(os.WriteFile(path, content, 0o600), os.Chown(path, int(owner.Uid), int(owner.Gid))); err != nil {
-			return err
-		}
-	}
-	return pg.SetConf(ctx, map[string]string{"ssl": "on", "ssl_cert_file": "server.crt", "ssl_key_file": "server.key"})
 }

@@ -32,8 +32,6 @@ const (
 	bigBacklog       = "big"
 	unrelatedBacklog = "unrelated"
 	emptyBacklog     = "empty"
-	// latencyExperiment is none, but may be chosen like one.
-	latencyExperiment = "latency"
 )
 
 // grown are the backlogs of the growth experiment, by their size.

@@ -17,8 +17,9 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// produce is the subcommand "produce": records like those of a backlog into a topic, with the client and the options
-// of walferry's sink (sink/kafka.go) and nothing else. What it reaches is the limit on the way out.
+// produce is the subcommand "produce": records like those of a backlog into a topic, with the client of walferry's sink
+// (sink/kafka.go) and nothing else, as eager as that client can be: nothing lingers, and as many requests are on their way
+// as it likes. What it reaches is the limit on the way out.
 func produce(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("produce", flag.ExitOnError)
 	broker := flags.String("broker", "", "seed broker")
