@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"math"
+	"slices"
 )
 
 // The targets (docs/benchmark or the README quote the verdicts).
@@ -19,6 +20,8 @@ const (
 	targetUnrelated   = 1.0     // s of CPU for 5 GB
 	validLimit        = 1.9     // × pg_recvlogical: less is no limit, the reader has fallen out of the fast regime
 	fiveGB            = 5_000e6 // bytes of WAL
+	targetP50         = 1.1     // × an application that publishes directly
+	targetP99         = 1.5     // × the same
 )
 
 // Outcomes of a verdict.
@@ -37,7 +40,7 @@ func judge(r *Results) []Verdict {
 	tool, _ := find(all, rowsBacklog, recvlogical)
 	peer, _ := find(all, rowsBacklog, debezium)
 	messages, _ := find(all, messagesBacklog, walferry)
-	return []Verdict{
+	verdicts := []Verdict{
 		atLeast("the walsender-bound limit is one: best coalescing run, × pg_recvlogical", best, tool.rate.median, validLimit),
 		againstLimit(rows.rate.median, best, tool.rate.median),
 		atLeast("drain, × plain reader", rows.rate.median, reader.rate.median, targetPlain),
@@ -50,6 +53,34 @@ func judge(r *Results) []Verdict {
 		judgeGrowth(all),
 		judgeUnrelated(all, r.Backlogs),
 	}
+	latencies := summarizeLatencies(r.Latencies)
+	for _, rate := range targetRates {
+		verdicts = append(verdicts,
+			judgeLatency(latencies, rate, "50", targetP50), judgeLatency(latencies, rate, "99", targetP99))
+	}
+	return verdicts
+}
+
+// targetRates are the events per second at which latency has targets.
+var targetRates = []int{1000, 3000}
+
+// judgeLatency compares a quantile with that of an application that publishes directly.
+func judgeLatency(all []latencySummary, rate int, quantile string, want float64) Verdict {
+	v := Verdict{
+		Target:  fmt.Sprintf("p%s from commit to consumer at %s events/s, × publishing directly ≤ %.2f", quantile, thousands(float64(rate)), want),
+		Outcome: unjudged, Figure: "not measured",
+	}
+	ms := map[string]float64{} // by contestant
+	for _, l := range all {
+		if l.latencyCase == (latencyCase{rate: rate}) {
+			ms[l.contestant] = l.medians[slices.Index(quantiles(), quantile)]
+		}
+	}
+	bridged, published := ms[walferry], ms[direct]
+	if bridged == 0 || published == 0 {
+		return v
+	}
+	return v.decide(bridged <= want*published, fmt.Sprintf("%.2f (%.2f of %.2f ms)", bridged/published, bridged, published))
 }
 
 // atLeast judges the ratio a/b.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"slices"
 	"strings"
 	"testing"
 )
@@ -33,6 +34,12 @@ func good() *Results {
 		{{Backlog: unrelatedBacklog, Contestant: walferry, Seconds: 20, User: 0.5, Sys: 0.3}},
 	} {
 		r.Drains = append(r.Drains, drains...)
+	}
+	for _, rate := range []int{100, 1000, 3000} {
+		r.Latencies = append(r.Latencies,
+			Latency{Contestant: walferry, Rate: rate, P50: 2.2, P99: 15},
+			Latency{Contestant: direct, Rate: rate, P50: 2, P99: 10},
+			Latency{Contestant: walferry, Rate: rate, TLS: true, P50: 9, P99: 99})
 	}
 	return r
 }
@@ -120,6 +127,20 @@ func TestJudgeMisses(t *testing.T) {
 	}
 }
 
+func TestJudgeLatency(t *testing.T) {
+	const target = "p99 from commit to consumer at 3,000 events/s"
+	r := good()
+	r.Latencies = append(r.Latencies, Latency{Contestant: walferry, Rate: 3000, P50: 2.2, P99: 15.2})
+	if v := outcome(t, r, target); v.Outcome != missed || v.Figure != "1.51 (15.10 of 10.00 ms)" { // the median of two rounds
+		t.Errorf("got %s, %s", v.Outcome, v.Figure)
+	}
+	r = good()
+	r.Latencies = slices.DeleteFunc(r.Latencies, func(l Latency) bool { return l.Contestant == direct && l.Rate == 3000 })
+	if v := outcome(t, r, target); v.Outcome != unjudged {
+		t.Errorf("without a direct application: got %s, %s", v.Outcome, v.Figure)
+	}
+}
+
 func TestSummarizeDrains(t *testing.T) {
 	drains := drainsOf("a", "x", 2, 100, 400, 200)
 	drains = append(drains, drainsOf("a", "y", 4, 10, 20)...)
@@ -147,8 +168,8 @@ func TestTables(t *testing.T) {
 	r := good()
 	r.Backlogs = append(r.Backlogs, Backlog{Name: rowsBacklog, Events: 1_000_000})
 	tables := tablesOf(r)
-	if len(tables) != 2 {
-		t.Fatalf("got %d tables, want drains and costs", len(tables))
+	if len(tables) != 3 {
+		t.Fatalf("got %d tables, want drains, costs and latencies", len(tables))
 	}
 	var text strings.Builder
 	if err := printTables(&text, tables); err != nil {

@@ -27,25 +27,12 @@ type latencyLine struct {
 // latencyLines returns the lines in the order in which their cases were measured.
 func latencyLines(latencies []Latency) []latencyLine {
 	var lines []latencyLine
-	rounds := map[int][][]float64{} // by line
-	for _, l := range latencies {
-		c := latencyCase{l.Rate, l.TLS, l.Draining}
-		i := slices.IndexFunc(lines, func(line latencyLine) bool { return line.latencyCase == c && line.contestant == l.Contestant })
-		if i < 0 {
-			i = len(lines)
-			lines = append(lines, latencyLine{latencyCase: c, contestant: l.Contestant})
+	for _, l := range summarizeLatencies(latencies) {
+		line := latencyLine{latencyCase: l.latencyCase, contestant: l.contestant}
+		for _, ms := range l.medians[:len(quantiles())] {
+			line.quantiles = append(line.quantiles, max(ms, 0.001)) // µs are the resolution, and 0 has no logarithm
 		}
-		rounds[i] = append(rounds[i], []float64{l.P50, l.P90, l.P99, l.P999})
-	}
-	for i := range lines {
-		for q := range quantiles() {
-			var values []float64
-			for _, round := range rounds[i] {
-				values = append(values, max(round[q], 0.001)) // µs are the resolution, and 0 has no logarithm
-			}
-			slices.Sort(values)
-			lines[i].quantiles = append(lines[i].quantiles, median(values))
-		}
+		lines = append(lines, line)
 	}
 	return lines
 }

@@ -102,39 +102,21 @@ func latencyTable(latencies []Latency) table {
 	t := table{title: "Latency from COMMIT to a consumer, ms (medians of the rounds)", rows: [][]string{{
 		"events/s", "", "contestant", "rounds", "p50", "p90", "p99", "p99.9", "max",
 	}}}
-	type key struct {
-		contestant    string
-		rate          int
-		tls, draining bool
-	}
-	seen := map[key]bool{}
-	for _, l := range latencies {
-		k := key{l.Contestant, l.Rate, l.TLS, l.Draining}
-		if seen[k] {
-			continue
-		}
-		seen[k] = true
-		var p50, p90, p99, p999, most []float64
-		for _, l := range latencies {
-			if k == (key{l.Contestant, l.Rate, l.TLS, l.Draining}) {
-				p50, p90, p99 = append(p50, l.P50), append(p90, l.P90), append(p99, l.P99)
-				p999, most = append(p999, l.P999), append(most, l.Max)
-			}
-		}
-		row := []string{strconv.Itoa(l.Rate), conditions(l), l.Contestant, strconv.Itoa(len(p50))}
-		for _, figures := range [][]float64{p50, p90, p99, p999, most} {
-			row = append(row, fmt.Sprintf("%.2f", seriesOf(figures).median))
+	for _, l := range summarizeLatencies(latencies) {
+		row := []string{strconv.Itoa(l.rate), conditions(l.latencyCase), l.contestant, strconv.Itoa(l.rounds)}
+		for _, ms := range l.medians {
+			row = append(row, fmt.Sprintf("%.2f", ms))
 		}
 		t.rows = append(t.rows, row)
 	}
 	return t
 }
 
-func conditions(l Latency) string {
+func conditions(c latencyCase) string {
 	switch {
-	case l.TLS:
+	case c.tls:
 		return "TLS"
-	case l.Draining:
+	case c.draining:
 		return "while another database is drained"
 	}
 	return ""

@@ -88,3 +88,50 @@ func limit(all []summary, backlog string) float64 {
 	s, _ := find(all, backlog, coalescer)
 	return s.rate.most
 }
+
+// latencyKey is what the rounds of a latency have in common.
+type latencyKey struct {
+	latencyCase
+	contestant string
+}
+
+func (l Latency) key() latencyKey {
+	return latencyKey{latencyCase{rate: l.Rate, tls: l.TLS, draining: l.Draining}, l.Contestant}
+}
+
+// latencySummary is what the rounds of one contestant in one case come to.
+type latencySummary struct {
+	latencyKey
+	rounds  int
+	medians []float64 // ms: of the quantiles, in their order, and of the maximum
+}
+
+// summarizeLatencies returns a summary for each case and contestant, in the order in which they first ran.
+func summarizeLatencies(latencies []Latency) []latencySummary {
+	var keys []latencyKey
+	rounds := map[latencyKey][]Latency{}
+	for _, l := range latencies {
+		if len(rounds[l.key()]) == 0 {
+			keys = append(keys, l.key())
+		}
+		rounds[l.key()] = append(rounds[l.key()], l)
+	}
+	var all []latencySummary
+	for _, k := range keys {
+		var figures [5][]float64
+		for _, l := range rounds[k] {
+			for i, ms := range l.figures() {
+				figures[i] = append(figures[i], ms)
+			}
+		}
+		s := latencySummary{latencyKey: k, rounds: len(rounds[k])}
+		for _, ms := range figures {
+			s.medians = append(s.medians, seriesOf(ms).median)
+		}
+		all = append(all, s)
+	}
+	return all
+}
+
+// figures returns the quantiles, in the order of quantiles(), and the maximum.
+func (l Latency) figures() [5]float64 { return [...]float64{l.P50, l.P90, l.P99, l.P999, l.Max} }

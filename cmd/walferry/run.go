@@ -55,14 +55,35 @@ func runCommand() *cobra.Command {
 				return &usageError{fmt.Errorf("--until-lsn needs one database, the configuration has %d", len(cfg.Databases))}
 			}
 		}
-		ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
+		ctx, stop := untilSignalled(cmd.Context())
 		defer stop()
-		// From the first signal on the second one kills, as signals do by default.
-		defer context.AfterFunc(ctx, stop)()
 		o.Log = newLogger(cfg.Log, os.Stderr)
 		return run(ctx, cfg, o)
 	}
 	return cmd
+}
+
+// untilSignalled returns a context that ends with the first SIGTERM or SIGINT. The second kills the
+// process, as signals do by default, however soon it comes: signal.NotifyContext ends its context
+// before it can give the default back, and takes what comes in between.
+func untilSignalled(parent context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(parent)
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		select {
+		case <-ctx.Done():
+		case <-signals:
+		}
+		signal.Stop(signals)
+		cancel()
+		select {
+		case second := <-signals:
+			_ = syscall.Kill(os.Getpid(), second.(syscall.Signal)) // it cannot fail: it is this process
+		default:
+		}
+	}()
+	return ctx, cancel
 }
 
 func newLogger(cfg config.Log, w *os.File) zerolog.Logger {
