@@ -38,7 +38,7 @@ func (c latencyCase) String() string {
 type latencyPlan struct {
 	cases    []latencyCase
 	rounds   int
-	jit      time.Duration // of load on each broker beforehand, for its JVM to compile what is used often
+	jit      time.Duration // of load by each contestant on each broker beforehand, for its JVM to compile what they use
 	warmup   time.Duration // of a block: its events do not count
 	measured time.Duration
 }
@@ -48,12 +48,12 @@ func newLatencyPlan(quick bool) latencyPlan {
 	if quick {
 		return latencyPlan{
 			cases: []latencyCase{{rate: 1000}, tls, draining}, rounds: 1,
-			jit: 20 * time.Second, warmup: time.Second, measured: 3 * time.Second,
+			jit: 10 * time.Second, warmup: time.Second, measured: 3 * time.Second,
 		}
 	}
 	return latencyPlan{
-		cases: []latencyCase{{rate: 100}, {rate: 1000}, {rate: 3000}, tls, draining}, rounds: 3,
-		jit: time.Minute, warmup: 2 * time.Second, measured: 10 * time.Second,
+		cases: []latencyCase{{rate: 100}, {rate: 1000}, {rate: 3000}, tls, draining}, rounds: 5,
+		jit: 45 * time.Second, warmup: 2 * time.Second, measured: 10 * time.Second,
 	}
 }
 
@@ -152,12 +152,14 @@ func measureLatency(ctx context.Context, t *testbed, quick bool, report func(str
 	return results, nil
 }
 
-// warm puts load on the broker, and measures nothing.
+// warm lets each contestant put load on the broker for d, and measures nothing.
 func (s *latencySite) warm(ctx context.Context, d time.Duration) error {
 	c := latencyCase{rate: 2000, tls: s.tls.client != nil}
-	_, _, err := s.measure(ctx, latencyBlock{latencyCase: c, contestant: direct, warmup: 1, events: eventsIn(d, c.rate)})
-	if err != nil {
-		return fmt.Errorf("warm up the broker: %w", err)
+	for _, contestant := range []string{direct, walferry} {
+		b := latencyBlock{latencyCase: c, contestant: contestant, warmup: 1, events: eventsIn(d, c.rate)}
+		if _, _, err := s.measure(ctx, b); err != nil {
+			return fmt.Errorf("warm up the broker: %w", err)
+		}
 	}
 	return nil
 }
