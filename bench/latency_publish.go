@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/walferry/walferry/sink"
 )
 
 // publisher starts who publishes the events of the load. failed is called if that ends by
@@ -40,7 +42,7 @@ func (s *latencySite) publishDirectly(ctx context.Context, topic string) (publis
 		kgo.DefaultProduceTopic(topic),
 		kgo.RequiredAcks(kgo.AllISRAcks()), // idempotent as well, by default
 		kgo.RecordPartitioner(kgo.StickyKeyPartitioner(nil)),
-		kgo.ProducerBatchCompression(kgo.Lz4Compression()),
+		sink.LZ4(),
 		kgo.ProducerLinger(0),
 		kgo.MetadataMinAge(500 * time.Millisecond),
 	}, s.kafka()...)...)

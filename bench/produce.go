@@ -15,6 +15,8 @@ import (
 	"sync/atomic"
 
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/walferry/walferry/sink"
 )
 
 // produce is the subcommand "produce": records like those of a backlog into a topic, with the client of walferry's sink
@@ -40,10 +42,10 @@ func produce(ctx context.Context, args []string) error {
 		kgo.DefaultProduceTopic(*topic),
 		kgo.RequiredAcks(kgo.AllISRAcks()),
 		kgo.RecordPartitioner(kgo.StickyKeyPartitioner(nil)),
-		kgo.ProducerBatchCompression(kgo.Lz4Compression()),
+		sink.LZ4(),
 		kgo.ProducerLinger(0),
 		kgo.ProducerBatchMaxBytes(1021<<10),
-		kgo.MaxBufferedBytes(32<<20),
+		kgo.MaxBufferedBytes(16<<20),
 		kgo.MaxBufferedRecords(32<<10),
 	)
 	if err != nil {

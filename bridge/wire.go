@@ -99,18 +99,18 @@ func kafkaClient(o Options, log kgo.Logger) ([]kgo.Opt, error) {
 	return opts, nil
 }
 
-func compression(name string) kgo.CompressionCodec {
+func compression(name string) kgo.Opt {
 	switch name {
 	case "gzip":
-		return kgo.GzipCompression()
+		return kgo.ProducerBatchCompression(kgo.GzipCompression())
 	case "snappy":
-		return kgo.SnappyCompression()
+		return kgo.ProducerBatchCompression(kgo.SnappyCompression())
 	case "lz4":
-		return kgo.Lz4Compression()
+		return sink.LZ4()
 	case "zstd":
-		return kgo.ZstdCompression()
+		return kgo.ProducerBatchCompression(kgo.ZstdCompression())
 	}
-	return kgo.NoCompression()
+	return kgo.ProducerBatchCompression(kgo.NoCompression())
 }
 
 func mechanism(s config.SASL) (sasl.Mechanism, error) {

@@ -46,6 +46,10 @@ type Position struct {
 	Index uint64
 }
 
+// MaxPosition is the most bytes of a position's text: a system identifier and an index of 20 digits each, a
+// timeline of 10, an LSN of 17, and three strokes.
+const MaxPosition = 20 + 10 + 17 + 20 + 3
+
 // AppendText appends sysid/timeline/commit LSN/index, for example
 // 7312345678901234567/1/0/15A1DB3/0.
 func (p Position) AppendText(b []byte) []byte {

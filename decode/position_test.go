@@ -18,6 +18,10 @@ func TestParsePosition(t *testing.T) {
 			t.Errorf("%s: got %+v, %v", want, got, err)
 		}
 	}
+	longest := decode.Position{SystemID: "18446744073709551615", Timeline: math.MaxUint32, CommitLSN: math.MaxUint64, Index: math.MaxUint64}
+	if n := len(longest.String()); n != decode.MaxPosition {
+		t.Errorf("the longest position has %d bytes, want %d", n, decode.MaxPosition)
+	}
 	const good = "7000/1/0/15A1DB3/2"
 	for _, text := range []string{
 		"", "/", "////", "0/15A1DB3", good + "/", "/" + good, good + "/0", strings.ToLower(good), " " + good, good + "\n",

@@ -28,7 +28,7 @@ func PublishDeadLetter(ctx context.Context, cfg Config, r *kgo.Record) error {
 func publishDeadLetter(ctx context.Context, cfg Config, r *kgo.Record) error {
 	client, err := kgo.NewClient(append(slices.Clone(cfg.Client),
 		kgo.RequiredAcks(kgo.AllISRAcks()),
-		kgo.ProducerBatchCompression(cfg.Compression),
+		cfg.Compression,
 		kgo.WithContext(ctx),
 	)...)
 	if err != nil {

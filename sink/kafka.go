@@ -18,7 +18,7 @@ import (
 // Config is what a Kafka sink is made of. Sizes are bytes.
 type Config struct {
 	Client         []kgo.Opt // how to reach the brokers: addresses, TLS, SASL, logger
-	Compression    kgo.CompressionCodec
+	Compression    kgo.Opt   // LZ4, or one of kgo's
 	Linger         time.Duration
 	MaxBuffered    int // of all records that are not acknowledged; Publish blocks at it
 	MaxRecord      int // of one record's key, value and header values
@@ -54,6 +54,7 @@ type record struct {
 	kgo.Record
 	headers  [3]kgo.RecordHeader
 	bytes    []byte // key, value and header values
+	kept     int    // see records
 	position decode.Position
 	source   int
 	at       time.Time // see Publish; the client rounds the record's own
@@ -64,9 +65,16 @@ type record struct {
 // records are those that may be used again, the last first: it is the one that the processor's
 // caches still have.
 type records struct {
+	keep int // bytes: what the larger buffers of all may have
+
 	mu   sync.Mutex
 	free []*record
+	kept int // bytes of the larger buffers
 }
+
+// smallBuffer is what a record always keeps, in bytes. All together that is as much as the
+// default of kafka.max_buffered.
+const smallBuffer = 1 << 10
 
 // get returns nil when there is none.
 func (p *records) get() *record {
@@ -81,15 +89,23 @@ func (p *records) get() *record {
 	return r
 }
 
+// put takes a record back. Its buffer is left to the collector if it is large and there are enough of those: else
+// each record would have one in the end, of the largest event that it ever carried.
 func (p *records) put(r *record) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.kept -= r.kept
+	r.kept = 0
+	switch size := cap(r.bytes); {
+	case size <= smallBuffer:
+	case p.kept+size <= p.keep:
+		r.kept = size
+		p.kept += size
+	default:
+		r.bytes = nil
+	}
 	p.free = append(p.free, r)
 }
-
-// keepBytes is the largest buffer that a pooled record keeps; rare large events must
-// not fill memory for good.
-const keepBytes = 64 << 10
 
 // PublishError is a record that the brokers, or the client in their stead, did not take.
 type PublishError struct {
@@ -114,7 +130,7 @@ const connectTimeout = 15 * time.Second
 // Open connects and makes sure that the brokers let us produce idempotently.
 func Open(ctx context.Context, cfg Config) (*Kafka, error) {
 	alive, stop := context.WithCancel(context.WithoutCancel(ctx))
-	k := &Kafka{cfg: cfg, stop: stop, ready: map[string]bool{}, router: newRouter(cfg)}
+	k := &Kafka{cfg: cfg, stop: stop, ready: map[string]bool{}, router: newRouter(cfg), records: records{keep: cfg.MaxBuffered}}
 	over, end := context.WithCancel(alive)
 	end()
 	k.over = over
@@ -124,7 +140,7 @@ func Open(ctx context.Context, cfg Config) (*Kafka, error) {
 		kgo.WithHooks(k),
 		kgo.RequiredAcks(kgo.AllISRAcks()),                   // idempotent as well, by default
 		kgo.RecordPartitioner(kgo.StickyKeyPartitioner(nil)), // murmur2 of the key, as Kafka's Java client
-		kgo.ProducerBatchCompression(cfg.Compression),
+		cfg.Compression,
 		kgo.ProducerLinger(cfg.Linger),
 		kgo.ProducerBatchMaxBytes(int32(cfg.MaxRecord+batchOverhead)),
 		kgo.MaxBufferedBytes(cfg.MaxBuffered),
@@ -220,9 +236,6 @@ func (k *Kafka) finish(r *record, err error) {
 		k.cfg.Observe(r.Topic, len(r.bytes), k.Answered().Sub(r.at))
 	}
 	r.done(nil)
-	if cap(r.bytes) > keepBytes {
-		r.bytes = nil
-	}
 	k.records.put(r)
 }
 

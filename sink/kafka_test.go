@@ -28,7 +28,7 @@ func cluster(t *testing.T, opts ...kfake.Opt) *kfake.Cluster {
 
 func testConfig(c *kfake.Cluster) Config {
 	return Config{
-		Client: []kgo.Opt{kgo.SeedBrokers(c.ListenAddrs()...)}, Compression: kgo.Lz4Compression(),
+		Client: []kgo.Opt{kgo.SeedBrokers(c.ListenAddrs()...)}, Compression: LZ4(),
 		MaxBuffered: 8 << 20, MaxRecord: 1 << 20, CreateTopics: true, PositionHeader: "walferry-position",
 		Routes: []Route{{Topic: "outbox.event.{aggregatetype}"}}, Topics: &Topics{},
 	}

@@ -99,11 +99,12 @@ func (rt *router) fill(r *record, ev *decode.Event) error {
 	}
 	// Checked before anything is copied or sent: the brokers' refusal would come too late, for
 	// by then later records of the partition may be on their way (docs/adr/0006).
-	if size := rt.recordSize(ev); size > rt.maxRecord {
+	size := rt.recordSize(ev)
+	if size > rt.maxRecord {
 		return poison(ev, topic, fmt.Sprintf("the record has %d bytes, kafka.max_record allows %d", size, rt.maxRecord))
 	}
 	r.position, r.source = ev.Position, ev.Source
-	b := r.bytes[:0]
+	b := slices.Grow(r.bytes[:0], size+decode.MaxPosition)
 	b = append(b, ev.AggregateID...)
 	key := len(b)
 	if b, err = appendPayload(b, ev); err != nil {
