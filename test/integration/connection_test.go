@@ -39,7 +39,7 @@ func TestBacklogThroughEveryConnection(t *testing.T) {
 			test.connect(w)
 			w.exec("ALTER TABLE outbox ADD n bigint GENERATED ALWAYS AS IDENTITY")
 			const insert = "INSERT INTO outbox (aggregatetype, aggregateid, type, payload) SELECT 'order', 'key ' || i % 100, 'T', jsonb_build_object('pad', repeat('x', i % 400)) FROM "
-			w.exec("DO $$ BEGIN FOR i IN 1..3000 LOOP " + insert + "(SELECT i) one; COMMIT; END LOOP; END $$")
+			w.exec("DO $$ BEGIN FOR j IN 1..3000 LOOP " + insert + "(SELECT j AS i) one; COMMIT; END LOOP; END $$")
 			w.exec(insert + "generate_series(1, 20000) i")
 			want := w.emit("SELECT id::text, aggregateid, payload::text FROM outbox ORDER BY n")
 			r := w.run("")
