@@ -65,7 +65,7 @@ func benchmark(ctx context.Context, o options, out io.Writer) (err error) {
 
 // measureAll measures one backlog after another, and then the rest.
 func (h *harness) measureAll(ctx context.Context, specs []spec, o options) error {
-	warmups := 2 // after one the next drain was still slower by a fifth
+	warmups := 4 // the broker's JVM compiles for about as many drains
 	for _, s := range specs {
 		if err := h.measureBacklog(ctx, s, warmups); err != nil {
 			return err

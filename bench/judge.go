@@ -6,7 +6,7 @@ import (
 	"slices"
 )
 
-// The targets (docs/benchmark or the README quote the verdicts).
+// The targets.
 const (
 	targetLimit       = 0.85    // of the walsender-bound limit
 	targetPlain       = 1.7     // × plain reader
@@ -54,15 +54,12 @@ func judge(r *Results) []Verdict {
 		judgeUnrelated(all, r.Backlogs),
 	}
 	latencies := summarizeLatencies(r.Latencies)
-	for _, rate := range targetRates {
+	for _, rate := range []int{1000, 3000} { // the rates that have targets
 		verdicts = append(verdicts,
 			judgeLatency(latencies, rate, "50", targetP50), judgeLatency(latencies, rate, "99", targetP99))
 	}
 	return verdicts
 }
-
-// targetRates are the events per second at which latency has targets.
-var targetRates = []int{1000, 3000}
 
 // judgeLatency compares a quantile with that of an application that publishes directly.
 func judgeLatency(all []latencySummary, rate int, quantile string, want float64) Verdict {

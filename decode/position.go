@@ -47,7 +47,7 @@ type Position struct {
 }
 
 // MaxPosition is the most bytes of a position's text: a system identifier and an index of 20 digits each, a
-// timeline of 10, an LSN of 17, and three strokes.
+// timeline of 10, an LSN of 17, and three slashes.
 const MaxPosition = 20 + 10 + 17 + 20 + 3
 
 // AppendText appends sysid/timeline/commit LSN/index, for example

@@ -45,6 +45,8 @@ type Kafka struct {
 
 	failed   atomic.Pointer[PublishError] // the first failure: nothing is published after it
 	answered atomic.Pointer[time.Time]    // the brokers' last answer to a produce request
+	requests atomic.Int64                 // produce requests on their way
+	due      atomic.Bool                  // Send came meanwhile
 	records  records
 }
 
@@ -73,8 +75,8 @@ type records struct {
 }
 
 // smallBuffer is what a record always keeps, in bytes. All together that is as much as the
-// default of kafka.max_buffered.
-const smallBuffer = 1 << 10
+// default of kafka.max_buffered, 8 MiB.
+const smallBuffer = 512
 
 // get returns nil when there is none.
 func (p *records) get() *record {
@@ -144,14 +146,12 @@ func Open(ctx context.Context, cfg Config) (*Kafka, error) {
 		kgo.ProducerLinger(cfg.Linger),
 		kgo.ProducerBatchMaxBytes(int32(cfg.MaxRecord+batchOverhead)),
 		kgo.MaxBufferedBytes(cfg.MaxBuffered),
+		kgo.BrokerMaxWriteBytes(int32(max(cfg.MaxBuffered/requestShare, cfg.MaxRecord+batchOverhead+requestOverhead))),
 		kgo.MaxBufferedRecords(maxBufferedRecords),
 		// The default of 5 s would be 5 s of waiting for a partition's new leader.
 		kgo.MetadataMinAge(500*time.Millisecond),
 		// On a gap in the sequence the client would start a new one, and reorder.
 		kgo.StopProducerOnDataLossDetected(),
-		// While a request is on its way the next one fills: linger without waiting. And fewer
-		// records can overtake a refused one (docs/adr/0006).
-		kgo.MaxProduceRequestsInflightPerBroker(1),
 	)...)
 	if err != nil {
 		stop()
@@ -168,6 +168,11 @@ const (
 	// maxBufferedRecords bounds the records in flight beside MaxBuffered, which does not
 	// count what each costs beyond its bytes.
 	maxBufferedRecords = 16 << 10
+	// requestShare is the part of MaxBuffered that one produce request carries at most. A request is a buffer of its
+	// own, as large as what it carries, and grows by doubling: in one piece it would cost as much again.
+	requestShare = 4
+	// requestOverhead is the room for the framing of a request of one batch: client, topic and transactional ID.
+	requestOverhead = 4 << 10
 	// batchOverhead is the room for the framing of a batch of one record: 61 bytes and
 	// a few varints for the batch, the header keys, and lengths.
 	batchOverhead = 1 << 10
@@ -248,19 +253,44 @@ func (k *Kafka) Answered() time.Time {
 	return time.Now()
 }
 
-// OnBrokerRead implements kgo.HookBrokerRead.
-func (k *Kafka) OnBrokerRead(_ kgo.BrokerMetadata, key int16, _ int, _, _ time.Duration, _ error) {
+// OnBrokerWrite implements kgo.HookBrokerWrite.
+func (k *Kafka) OnBrokerWrite(_ kgo.BrokerMetadata, key int16, _ int, _, _ time.Duration, _ error) {
 	if key == int16(kmsg.Produce) {
-		now := time.Now()
-		k.answered.Store(&now)
+		k.requests.Add(1)
 	}
 }
 
-// Send sends what lingers at once, and does not wait for the brokers.
-func (k *Kafka) Send() {
-	if k.cfg.Linger > 0 {
-		_ = k.client.Flush(k.over) // it ends every linger, and has no time to wait
+// OnBrokerE2E implements kgo.HookBrokerE2E: it comes once for each OnBrokerWrite, also if there is no answer.
+func (k *Kafka) OnBrokerE2E(_ kgo.BrokerMetadata, key int16, _ kgo.BrokerE2E) {
+	if key != int16(kmsg.Produce) {
+		return
 	}
+	now := time.Now()
+	k.answered.Store(&now)
+	k.requests.Add(-1)
+	if k.due.CompareAndSwap(true, false) {
+		k.sendNow()
+	}
+}
+
+// Send sends what lingers, and does not wait for the brokers: at once, or as soon as a request that is on its way is
+// answered. What comes meanwhile fills the next one, which is batching without a wait of its own, and linger bounds it.
+func (k *Kafka) Send() {
+	if k.cfg.Linger == 0 {
+		return
+	}
+	if k.requests.Load() > 0 {
+		k.due.Store(true)
+		if k.requests.Load() > 0 { // else the last answer may have come before it was due
+			return
+		}
+		k.due.Store(false)
+	}
+	k.sendNow()
+}
+
+func (k *Kafka) sendNow() {
+	_ = k.client.Flush(k.over) // it ends every linger, and has no time to wait
 }
 
 // Flush waits until done has been called for every event. It fails with the first

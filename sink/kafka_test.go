@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -194,6 +196,52 @@ func failProduce(r *kmsg.ProduceRequest, with *kerr.Error) kmsg.Response {
 		response.Topics = append(response.Topics, t)
 	}
 	return response
+}
+
+// What is sent while a produce request is on its way fills the next one, which goes as soon as the first is answered.
+func TestSendWaitsForTheRequestOnItsWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var network kfake.VirtualNetwork
+		c := cluster(t, kfake.ListenFn(network.Listen))
+		cfg := testConfig(c)
+		cfg.Client = append(cfg.Client, kgo.Dialer(network.DialContext))
+		cfg.Linger = time.Minute // as good as for ever
+		k := open(t, cfg)
+		var acknowledged, requests atomic.Int64
+		send := func() {
+			t.Helper()
+			if err := k.Publish(t.Context(), orderEvent(), time.Now(), func(err error) {
+				if err == nil {
+					acknowledged.Add(1)
+				}
+			}); err != nil {
+				t.Fatal(err)
+			}
+			k.Send()
+			synctest.Wait() // no time passes
+		}
+		send()
+		_ = k.client.Flush(t.Context()) // the first of a topic waits for its partitions, which Send does not
+		before, answer := acknowledged.Load(), make(chan struct{})
+		c.ControlKey(int16(kmsg.Produce), func(kmsg.Request) (kmsg.Response, error, bool) {
+			if requests.Add(1) == 1 {
+				c.SleepControl(func() { <-answer })
+			}
+			return nil, nil, false
+		})
+		for range 11 {
+			send()
+		}
+		if requests.Load() != 1 || acknowledged.Load() != before {
+			t.Fatalf("%d requests, want 1 that is not answered yet", requests.Load())
+		}
+		close(answer)
+		synctest.Wait()
+		if requests.Load() != 2 || acknowledged.Load() != before+11 {
+			t.Fatalf("%d requests and %d of 11 acknowledgements, want a second request with all that came meanwhile",
+				requests.Load(), acknowledged.Load()-before)
+		}
+	})
 }
 
 func TestCloseFailsWhatIsInFlight(t *testing.T) {

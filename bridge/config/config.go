@@ -101,8 +101,8 @@ type Kafka struct {
 	// Linger is how long a record may wait for others to share its batch, at most 1m. Only events that are late by eight
 	// times as much wait, those of a backlog: fewer and larger requests cost bridge and brokers less. Default 20ms.
 	Linger time.Duration `yaml:"linger" default:"20ms"`
-	// MaxBuffered bounds the bytes of records in flight, for each database; at least four times MaxRecord. Default 16MiB.
-	MaxBuffered Size `yaml:"max_buffered" default:"16MiB"`
+	// MaxBuffered bounds the bytes of records in flight, for each database; at least four times MaxRecord. Default 8MiB.
+	MaxBuffered Size `yaml:"max_buffered" default:"8MiB"`
 	// MaxRecord bounds key, value and headers of one record together, 1KiB to 64MiB. Default 1020KiB, which fits the
 	// brokers' default of 1 MiB with the batch around it. It must not exceed max.message.bytes of any topic, less a little for the batch around the record.
 	MaxRecord Size `yaml:"max_record" default:"1020KiB"`

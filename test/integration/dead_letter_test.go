@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -164,7 +165,11 @@ func TestPoisonIsMovedOutOfTheWay(t *testing.T) {
 				t.Errorf("the log does not say what was passed over:\n%s", stderr)
 			}
 			move(1, position[1], "is past event "+position[1])
-			w.mustPublish("order", want)
+			got := w.published("order")
+			if test.last { // the event before it was in flight, perhaps, and comes again
+				got = slices.Compact(got)
+			}
+			mustEqual(t, "order", got, want)
 		}
 		if got := show(); !strings.Contains(got, "no other event is known") {
 			t.Errorf("in the end: %s", got)

@@ -295,4 +295,15 @@ var mutants = []mutant{
 		checker: checker{"./bridge", "TestASilentPostgresDoesNotHoldUpASessionForEver"},
 		says:    "a minute after Postgres answers again",
 	},
+	{
+		name:    "due-is-forgotten",
+		repeats: "what came while a produce request was on its way lingers although that is answered",
+		edits: []edit{{
+			"sink/kafka.go",
+			"if k.due.CompareAndSwap(true, false) {",
+			"if false {",
+		}},
+		checker: checker{"./sink", "TestSendWaitsForTheRequestOnItsWay"},
+		says:    "want a second request with all that came meanwhile",
+	},
 }

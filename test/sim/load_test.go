@@ -42,7 +42,7 @@ func newProfile(r *rand.Rand) profile {
 	p := profile{
 		keys: 1 + r.IntN(12), transactions: minTransactions + r.IntN(10),
 		compression: pick(r, "none", "none", "none", "none", "none", "none", "lz4", "snappy"),
-		maxRecord:   "1020KiB", maxBuffered: "16MiB",
+		maxRecord:   "1020KiB", maxBuffered: "8MiB",
 		linger:        pick(r, 20*time.Millisecond, 20*time.Millisecond, 0, 5*time.Millisecond),
 		senderTimeout: pick(r, 6*time.Second, 60*time.Second),
 		keepalives:    r.IntN(3) == 0,
