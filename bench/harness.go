@@ -66,6 +66,9 @@ func benchmark(ctx context.Context, o options, out io.Writer) (err error) {
 // measureAll measures one backlog after another, and then the rest.
 func (h *harness) measureAll(ctx context.Context, specs []spec, o options) error {
 	warmups := 4 // the broker's JVM compiles for about as many drains
+	if o.quick {
+		warmups = 2
+	}
 	for _, s := range specs {
 		if err := h.measureBacklog(ctx, s, warmups); err != nil {
 			return err

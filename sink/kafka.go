@@ -146,7 +146,7 @@ func Open(ctx context.Context, cfg Config) (*Kafka, error) {
 		kgo.ProducerLinger(cfg.Linger),
 		kgo.ProducerBatchMaxBytes(int32(cfg.MaxRecord+batchOverhead)),
 		kgo.MaxBufferedBytes(cfg.MaxBuffered),
-		kgo.BrokerMaxWriteBytes(int32(max(cfg.MaxBuffered/requestShare, cfg.MaxRecord+batchOverhead+requestOverhead))),
+		kgo.BrokerMaxWriteBytes(int32(maxRequest(cfg))),
 		kgo.MaxBufferedRecords(maxBufferedRecords),
 		// The default of 5 s would be 5 s of waiting for a partition's new leader.
 		kgo.MetadataMinAge(500*time.Millisecond),
@@ -168,15 +168,23 @@ const (
 	// maxBufferedRecords bounds the records in flight beside MaxBuffered, which does not
 	// count what each costs beyond its bytes.
 	maxBufferedRecords = 16 << 10
-	// requestShare is the part of MaxBuffered that one produce request carries at most. A request is a buffer of its
-	// own, as large as what it carries, and grows by doubling: in one piece it would cost as much again.
+	// requestShare is the part of MaxBuffered that a produce request carries. A request is a buffer of its own, as
+	// large as what it carries and larger while it grows: in one piece, all that is in flight would cost as much again.
 	requestShare = 4
-	// requestOverhead is the room for the framing of a request of one batch: client, topic and transactional ID.
-	requestOverhead = 4 << 10
+	// requestMax is Kafka's default of socket.request.max.bytes: a broker ends the connection over a larger one.
+	requestMax = 100 << 20
+	// requestOverhead is the room for the framing of a request of one batch: client and topic, and for each record what
+	// kgo counts for it before it knows the broker's version. A batch beyond the limit would never be sent.
+	requestOverhead = 4<<10 + maxBufferedRecords*40
 	// batchOverhead is the room for the framing of a batch of one record: 61 bytes and
 	// a few varints for the batch, the header keys, and lengths.
 	batchOverhead = 1 << 10
 )
+
+// maxRequest returns the bytes that a produce request may have before compression.
+func maxRequest(cfg Config) int {
+	return min(max(cfg.MaxBuffered/requestShare, cfg.MaxRecord+batchOverhead+requestOverhead), requestMax)
+}
 
 // connect waits for the brokers until ctx ends. A broker that accepts connections and says
 // nothing holds up Ping whatever its context says: the client asks for the broker's versions
@@ -254,15 +262,16 @@ func (k *Kafka) Answered() time.Time {
 }
 
 // OnBrokerWrite implements kgo.HookBrokerWrite.
-func (k *Kafka) OnBrokerWrite(_ kgo.BrokerMetadata, key int16, _ int, _, _ time.Duration, _ error) {
-	if key == int16(kmsg.Produce) {
+func (k *Kafka) OnBrokerWrite(_ kgo.BrokerMetadata, key int16, written int, _, _ time.Duration, _ error) {
+	if key == int16(kmsg.Produce) && written > 0 {
 		k.requests.Add(1)
 	}
 }
 
-// OnBrokerE2E implements kgo.HookBrokerE2E: it comes once for each OnBrokerWrite, also if there is no answer.
-func (k *Kafka) OnBrokerE2E(_ kgo.BrokerMetadata, key int16, _ kgo.BrokerE2E) {
-	if key != int16(kmsg.Produce) {
+// OnBrokerE2E implements kgo.HookBrokerE2E: it comes once for each request that was written, also if there is no answer,
+// and for those that were never written.
+func (k *Kafka) OnBrokerE2E(_ kgo.BrokerMetadata, key int16, e2e kgo.BrokerE2E) {
+	if key != int16(kmsg.Produce) || e2e.BytesWritten == 0 {
 		return
 	}
 	now := time.Now()

@@ -182,6 +182,22 @@ func TestPublishLatchesOnTheFirstFailure(t *testing.T) {
 	}
 }
 
+// A request has room for the largest record, and is none that a broker refuses.
+func TestRequestsAreBounded(t *testing.T) {
+	const record = 1020 << 10
+	for _, test := range []struct{ buffered, record, want int }{
+		{8 << 20, record, 2 << 20},
+		{64 << 20, record, 16 << 20},
+		{4 << 10, 1 << 10, 1<<10 + batchOverhead + requestOverhead},
+		{256 << 20, 64 << 20, 64<<20 + batchOverhead + requestOverhead},
+		{17 << 30, record, 100 << 20},
+	} {
+		if got := maxRequest(Config{MaxBuffered: test.buffered, MaxRecord: test.record}); got != test.want {
+			t.Errorf("max_buffered %d, max_record %d: requests of %d bytes, want %d", test.buffered, test.record, got, test.want)
+		}
+	}
+}
+
 // failProduce answers every partition of a produce request with an error.
 func failProduce(r *kmsg.ProduceRequest, with *kerr.Error) kmsg.Response {
 	response := r.ResponseKind().(*kmsg.ProduceResponse)

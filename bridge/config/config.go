@@ -98,8 +98,9 @@ type Kafka struct {
 	Topics   Topics `yaml:"topics"`
 	// Compression is none, gzip, snappy, lz4 or zstd. Default lz4.
 	Compression string `yaml:"compression" default:"lz4" enum:"none|gzip|snappy|lz4|zstd"`
-	// Linger is how long a record may wait for others to share its batch, at most 1m. Only events that are late by eight
-	// times as much wait, those of a backlog: fewer and larger requests cost bridge and brokers less. Default 20ms.
+	// Linger is how long a record may wait for others to share its batch, at most 1m. Events that are late by eight times as
+	// much, those of a backlog, wait for it: fewer and larger requests cost bridge and brokers less. Others wait only
+	// while a request is on its way. Default 20ms.
 	Linger time.Duration `yaml:"linger" default:"20ms"`
 	// MaxBuffered bounds the bytes of records in flight, for each database; at least four times MaxRecord. Default 8MiB.
 	MaxBuffered Size `yaml:"max_buffered" default:"8MiB"`
