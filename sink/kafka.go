@@ -46,7 +46,7 @@ type Kafka struct {
 	failed   atomic.Pointer[PublishError] // the first failure: nothing is published after it
 	answered atomic.Pointer[time.Time]    // the brokers' last answer to a produce request
 	requests atomic.Int64                 // produce requests on their way
-	due      atomic.Bool                  // Send came meanwhile
+	due      atomic.Bool                  // Send came, and what lingers is not sent yet
 	records  records
 }
 
@@ -277,9 +277,7 @@ func (k *Kafka) OnBrokerE2E(_ kgo.BrokerMetadata, key int16, e2e kgo.BrokerE2E) 
 	now := time.Now()
 	k.answered.Store(&now)
 	k.requests.Add(-1)
-	if k.due.CompareAndSwap(true, false) {
-		k.sendNow()
-	}
+	k.sendDue()
 }
 
 // Send sends what lingers, and does not wait for the brokers: at once, or as soon as a request that is on its way is
@@ -288,18 +286,16 @@ func (k *Kafka) Send() {
 	if k.cfg.Linger == 0 {
 		return
 	}
-	if k.requests.Load() > 0 {
-		k.due.Store(true)
-		if k.requests.Load() > 0 { // else the last answer may have come before it was due
-			return
-		}
-		k.due.Store(false)
+	k.due.Store(true) // first, or the last answer could come in between and find nothing due
+	if k.requests.Load() == 0 {
+		k.sendDue()
 	}
-	k.sendNow()
 }
 
-func (k *Kafka) sendNow() {
-	_ = k.client.Flush(k.over) // it ends every linger, and has no time to wait
+func (k *Kafka) sendDue() {
+	if k.due.CompareAndSwap(true, false) {
+		_ = k.client.Flush(k.over) // it ends every linger, and has no time to wait
+	}
 }
 
 // Flush waits until done has been called for every event. It fails with the first
