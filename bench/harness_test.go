@@ -2,10 +2,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -257,5 +259,17 @@ func TestJavaMajor(t *testing.T) {
 func TestMajorOf(t *testing.T) {
 	if majorOf("/usr/lib/postgresql/9.6/bin/pg_recvlogical") != 0 || majorOf("/usr/lib/postgresql/18/bin/pg_recvlogical") != 18 {
 		t.Error("want 0 and 18")
+	}
+}
+
+func TestBusyCores(t *testing.T) {
+	want, cores := errors.New("of f"), 0.0
+	err := busyCores(&cores, func() error {
+		for began := time.Now(); time.Since(began) < 300*time.Millisecond; {
+		}
+		return want
+	})
+	if !errors.Is(err, want) || cores < 0.2 || cores > float64(runtime.NumCPU()) {
+		t.Errorf("got %.2f cores and error %v, want those that were busy, and the error", cores, err)
 	}
 }

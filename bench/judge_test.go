@@ -37,7 +37,7 @@ func good() *Results {
 	}
 	for _, rate := range []int{100, 1000, 3000} {
 		r.Latencies = append(r.Latencies,
-			Latency{Contestant: walferry, Rate: rate, P50: 2.2, P99: 15},
+			Latency{Contestant: walferry, Rate: rate, P50: 2.2, P99: 15, Cores: 1.5},
 			Latency{Contestant: direct, Rate: rate, P50: 2, P99: 10},
 			Latency{Contestant: walferry, Rate: rate, TLS: true, P50: 9, P99: 99})
 	}
@@ -141,6 +141,17 @@ func TestJudgeLatency(t *testing.T) {
 	}
 }
 
+// A quick run has figures, and no target is judged by them.
+func TestJudgeQuick(t *testing.T) {
+	r := good()
+	r.Quick = true
+	for _, v := range judge(r) {
+		if v.Outcome != unjudged || v.Figure == "not measured" {
+			t.Errorf("%s: got %s, %s", v.Target, v.Outcome, v.Figure)
+		}
+	}
+}
+
 func TestSummarizeDrains(t *testing.T) {
 	drains := drainsOf("a", "x", 2, 100, 400, 200)
 	drains = append(drains, drainsOf("a", "y", 4, 10, 20)...)
@@ -179,6 +190,7 @@ func TestTables(t *testing.T) {
 		"rows pg_recvlogical 3 100,000 99,000–101,000 0.50 1.11 1.00 1.00 40.1 0.00",
 		"rows walferry 8 180,000 160,000–190,000 0.90 2.00 1.80 2.90 40.2 0.00",
 		"unrelated 4000 1 20.0 0.80 0.0",
+		"3000 walferry 1 2.20 0.00 15.00 0.00 0.00 1.50",
 	} {
 		if !strings.Contains(strings.Join(strings.Fields(text.String()), " "), line) {
 			t.Errorf("want a line %q in:\n%s", line, &text)

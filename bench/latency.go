@@ -180,8 +180,8 @@ func (s *latencySite) measureAll(ctx context.Context, blocks []latencyBlock, rep
 
 // describeLatency is a line about a block. late is the most that a writer was behind the schedule.
 func describeLatency(b latencyBlock, l Latency, late time.Duration) string {
-	return fmt.Sprintf("latency at %s, round %d, %s: p50 %.2f ms, p90 %.2f, p99 %.2f, p99.9 %.2f, max %.2f (%d events; writers at most %.2f ms late)",
-		b.latencyCase, b.round, b.contestant, l.P50, l.P90, l.P99, l.P999, l.Max, l.Events, milliseconds(late))
+	return fmt.Sprintf("latency at %s, round %d, %s: p50 %.2f ms, p90 %.2f, p99 %.2f, p99.9 %.2f, max %.2f (%d events; writers at most %.2f ms late; %.2f cores busy)",
+		b.latencyCase, b.round, b.contestant, l.P50, l.P90, l.P99, l.P999, l.Max, l.Events, milliseconds(late), l.Cores)
 }
 
 // summarize returns the quantiles of the durations, which it sorts.

@@ -115,7 +115,8 @@ func (s *latencySite) measure(ctx context.Context, b latencyBlock) (_ Latency, l
 	if err != nil {
 		return Latency{}, 0, err
 	}
-	err = s.runLoad(running, load, reader)
+	var cores float64
+	err = busyCores(&cores, func() error { return s.runLoad(running, load, reader) })
 	if err = errors.Join(err, stop()); err != nil {
 		return Latency{}, 0, err
 	}
@@ -126,7 +127,9 @@ func (s *latencySite) measure(ctx context.Context, b latencyBlock) (_ Latency, l
 	if err != nil {
 		return Latency{}, 0, err
 	}
-	return summarize(b, took), time.Duration(load.late.Load()), nil
+	l := summarize(b, took)
+	l.Cores = cores
+	return l, time.Duration(load.late.Load()), nil
 }
 
 // runLoad commits all events and returns when the consumer has them.

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // cpuTime is CPU time in seconds.
@@ -46,6 +47,16 @@ func machineCPU() (cpuTime, error) {
 		return cpuTime{}, err
 	}
 	return parseMachineStat(stat)
+}
+
+// busyCores sets cores to how many all processes together kept busy while f ran.
+func busyCores(cores *float64, f func() error) error {
+	began := time.Now()
+	before, beforeErr := machineCPU()
+	err := f()
+	after, afterErr := machineCPU()
+	*cores = (after.total() - before.total()) / time.Since(began).Seconds()
+	return errors.Join(err, beforeErr, afterErr)
 }
 
 // parseMachineStat reads the first line of /proc/stat (proc_stat(5)): "cpu", user, nice, system, and times in which no

@@ -100,14 +100,14 @@ func drainRow(all []summary, s summary) []string {
 // latencyTable has the medians over the rounds.
 func latencyTable(latencies []Latency) table {
 	t := table{title: "Latency from COMMIT to a consumer, ms (medians of the rounds)", rows: [][]string{{
-		"events/s", "", "contestant", "rounds", "p50", "p90", "p99", "p99.9", "max",
+		"events/s", "", "contestant", "rounds", "p50", "p90", "p99", "p99.9", "max", "cores busy",
 	}}}
 	for _, l := range summarizeLatencies(latencies) {
 		row := []string{strconv.Itoa(l.rate), conditions(l.latencyCase), l.contestant, strconv.Itoa(l.rounds)}
 		for _, ms := range l.medians {
 			row = append(row, fmt.Sprintf("%.2f", ms))
 		}
-		t.rows = append(t.rows, row)
+		t.rows = append(t.rows, append(row, fmt.Sprintf("%.2f", l.cores)))
 	}
 	return t
 }
@@ -157,7 +157,7 @@ func markdown(r *Results, tables []table, plot string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "# Benchmark of %s, commit %s\n\n", r.Time.Format("2006-01-02"), r.Commit)
 	if r.Quick {
-		b.WriteString("A quick run: small backlog, few rounds.\n\n")
+		b.WriteString("A quick run: small backlog, few rounds. No target is judged by it.\n\n")
 	}
 	b.WriteString(describeMachine(r.Machine) + ".\n\n" + method + "\n")
 	for _, t := range tables {

@@ -80,6 +80,8 @@ type Latency struct {
 	P99        float64 `json:"p99_ms"`
 	P999       float64 `json:"p999_ms"`
 	Max        float64 `json:"max_ms"`
+	// Cores is how many cores all processes of the machine kept busy meanwhile: of one that has no more, they wait.
+	Cores float64 `json:"cores_busy"`
 }
 
 // Verdict says whether a target was met.

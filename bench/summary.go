@@ -104,6 +104,7 @@ type latencySummary struct {
 	latencyKey
 	rounds  int
 	medians []float64 // ms: of the quantiles, in their order, and of the maximum
+	cores   float64   // see Latency
 }
 
 // summarizeLatencies returns a summary for each case and contestant, in the order in which they first ran.
@@ -119,12 +120,14 @@ func summarizeLatencies(latencies []Latency) []latencySummary {
 	var all []latencySummary
 	for _, k := range keys {
 		var figures [5][]float64
+		var cores []float64
 		for _, l := range rounds[k] {
+			cores = append(cores, l.Cores)
 			for i, ms := range l.figures() {
 				figures[i] = append(figures[i], ms)
 			}
 		}
-		s := latencySummary{latencyKey: k, rounds: len(rounds[k])}
+		s := latencySummary{latencyKey: k, rounds: len(rounds[k]), cores: seriesOf(cores).median}
 		for _, ms := range figures {
 			s.medians = append(s.medians, seriesOf(ms).median)
 		}
