@@ -22,9 +22,10 @@ type run struct {
 
 // contestant is a way to drain a backlog.
 type contestant struct {
-	reads     bool // from a slot
-	publishes bool // to a topic
-	command   func(context.Context, *harness, run) (*exec.Cmd, error)
+	reads         bool // from a slot
+	publishes     bool // to a topic
+	transactional bool // so that a topic's offsets do not count its records
+	command       func(context.Context, *harness, run) (*exec.Cmd, error)
 	// finished, if not nil, returns when the work is done, for one that does not end by itself. first is when the
 	// first record was seen in the topic.
 	finished func(ctx context.Context, h *harness, r run, first func()) error
@@ -37,7 +38,8 @@ func contestants() map[string]contestant {
 		plainReader: {reads: true, command: readerCommand()},
 		coalescer:   {reads: true, command: readerCommand("--pace")},
 		producer:    {publishes: true, command: produceCommand},
-		walferry:    {reads: true, publishes: true, command: walferryCommand},
+		walferry:    {reads: true, publishes: true, command: walferryCommand("")},
+		exactlyOnce: {reads: true, publishes: true, transactional: true, command: walferryCommand(deliverOnce)},
 		debezium:    {reads: true, publishes: true, command: debeziumCommand, finished: awaitRecords},
 	}
 }
@@ -105,13 +107,19 @@ func again(ctx context.Context, args ...string) (*exec.Cmd, error) {
 	return exec.CommandContext(ctx, self, args...), nil
 }
 
-func walferryCommand(ctx context.Context, h *harness, r run) (*exec.Cmd, error) {
-	path := filepath.Join(h.bed.dir, r.id+".yaml")
-	config := walferryConfig(h.bed.kafka.Addr(), "", bridged{name: "bench", dsn: h.bed.pg.DSN(r.wal.database), slot: r.id, topic: r.id})
-	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
-		return nil, err
+// deliverOnce is what makes a configuration one of exactly-once.
+const deliverOnce = "delivery: exactly_once\n"
+
+// walferryCommand returns the command with more configuration.
+func walferryCommand(more string) func(context.Context, *harness, run) (*exec.Cmd, error) {
+	return func(ctx context.Context, h *harness, r run) (*exec.Cmd, error) {
+		path := filepath.Join(h.bed.dir, r.id+".yaml")
+		config := walferryConfig(h.bed.kafka.Addr(), "", bridged{name: "bench", dsn: h.bed.pg.DSN(r.wal.database), slot: r.id, topic: r.id})
+		if err := os.WriteFile(path, []byte(config+more), 0o600); err != nil {
+			return nil, err
+		}
+		return exec.CommandContext(ctx, h.bed.walferry, "run", "--config", path, "--until-lsn", r.wal.until, "--adopt-slot"), nil
 	}
-	return exec.CommandContext(ctx, h.bed.walferry, "run", "--config", path, "--until-lsn", r.wal.until, "--adopt-slot"), nil
 }
 
 // bridged is a database in walferry's configuration.

@@ -34,7 +34,11 @@ func (h *harness) drain(ctx context.Context, w *wal, name string, round int) (_ 
 	if err != nil || !c.publishes {
 		return d, err
 	}
-	records, err := countRecords(ctx, h.client, r.id)
+	count := countRecords
+	if c.transactional {
+		count = countCommitted
+	}
+	records, err := count(ctx, h.client, r.id)
 	if err == nil && records != w.Events {
 		err = fmt.Errorf("topic %s has %d records, want %d", r.id, records, w.Events)
 	}

@@ -22,6 +22,8 @@ const (
 	fiveGB            = 5_000e6 // bytes of WAL
 	targetP50         = 1.1     // × an application that publishes directly
 	targetP99         = 1.5     // × the same
+	targetOnce        = 0.8     // of at-least-once
+	targetOnceP50     = 150.0   // ms at 1,000 events/s
 )
 
 // Outcomes of a verdict.
@@ -41,6 +43,7 @@ func judge(r *Results) []Verdict {
 	tool, _ := find(all, rowsBacklog, recvlogical)
 	peer, _ := find(all, rowsBacklog, debezium)
 	messages, _ := find(all, messagesBacklog, walferry)
+	once, _ := find(all, rowsBacklog, exactlyOnce)
 	verdicts := []Verdict{
 		atLeast("the walsender-bound limit is one: best coalescing run, × pg_recvlogical", best, tool.rate.median, validLimit),
 		againstLimit(rows.rate.median, best, tool.rate.median),
@@ -49,6 +52,7 @@ func judge(r *Results) []Verdict {
 		judgeSpread(rows),
 		atLeast("drain, × Debezium Server", rows.rate.median, peer.rate.median, targetPeer),
 		atLeast("drain of logical messages, × rows", messages.rate.median, rows.rate.median, 1),
+		atLeast("drain with exactly-once, × at-least-once", once.rate.median, rows.rate.median, targetOnce),
 		atMost("CPU per event, µs", rows.cpu.median, targetCPU, rows.runs > 0),
 		judgeMemory(all),
 		judgeGrowth(all),
@@ -59,12 +63,24 @@ func judge(r *Results) []Verdict {
 		verdicts = append(verdicts,
 			judgeLatency(latencies, rate, "50", targetP50), judgeLatency(latencies, rate, "99", targetP99))
 	}
+	verdicts = append(verdicts, judgeOnce(latencies))
 	if r.Quick {
 		for i := range verdicts {
 			verdicts[i].Outcome = unjudged
 		}
 	}
 	return verdicts
+}
+
+// judgeOnce looks at how soon an event is visible with exactly-once.
+func judgeOnce(all []latencySummary) Verdict {
+	p50, measured := 0.0, false
+	for _, l := range all {
+		if l.latencyKey == (latencyKey{latencyCase{rate: 1000}, exactlyOnce}) {
+			p50, measured = l.medians[slices.Index(quantiles(), "50")], true
+		}
+	}
+	return atMost("p50 from commit to consumer at 1,000 events/s with exactly-once, ms", p50, targetOnceP50, measured)
 }
 
 // judgeLatency compares a quantile with that of an application that publishes directly.

@@ -26,6 +26,7 @@ func good() *Results {
 		drainsOf(rowsBacklog, plainReader, 1, 80e3, 90e3, 95e3),
 		drainsOf(rowsBacklog, coalescer, 1, 100e3, 190e3, 200e3),
 		drainsOf(rowsBacklog, walferry, 2.9, 160e3, 180e3, 170e3, 180e3, 190e3, 180e3, 180e3, 180e3),
+		drainsOf(rowsBacklog, exactlyOnce, 3, 150e3),
 		drainsOf(rowsBacklog, debezium, 9, 36e3),
 		drainsOf(messagesBacklog, walferry, 1, 181e3),
 		drainsOf(bigBacklog, walferry, 1, 150e3),
@@ -41,6 +42,7 @@ func good() *Results {
 			Latency{Contestant: direct, Rate: rate, P50: 2, P99: 10},
 			Latency{Contestant: walferry, Rate: rate, TLS: true, P50: 9, P99: 99})
 	}
+	r.Latencies = append(r.Latencies, Latency{Contestant: exactlyOnce, Rate: 1000, P50: 140, P99: 200})
 	return r
 }
 
@@ -100,6 +102,7 @@ func TestJudgeMisses(t *testing.T) {
 				d.Seconds *= 170 / 152.3
 			}
 		})},
+		{"exactly-once, × at-least-once", missed, "0.79", of(rowsBacklog, exactlyOnce, slower(1.06))},
 		{"× Debezium", missed, "4.95", of(rowsBacklog, debezium, slower(1/1.01))},
 		{"logical messages", missed, "0.91", of(messagesBacklog, walferry, slower(1.1))},
 		{"CPU per event, µs", missed, "3.05", of(rowsBacklog, walferry, func(d *Drain) { d.Sys += 0.15 })},

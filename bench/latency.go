@@ -84,6 +84,9 @@ func (b latencyBlock) name() string {
 func (p latencyPlan) blocks(c latencyCase) []latencyBlock {
 	var blocks []latencyBlock
 	contestants := []string{walferry, direct}
+	if c == (latencyCase{rate: 1000}) {
+		contestants = append(contestants, exactlyOnce)
+	}
 	for round := 1; round <= p.rounds; round++ {
 		for _, contestant := range contestants {
 			blocks = append(blocks, latencyBlock{

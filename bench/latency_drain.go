@@ -67,7 +67,7 @@ func (d *latencyDrain) start(ctx context.Context) (stop func() error, err error)
 		return nil, err
 	}
 	topic := "latency.drain." + slot // deleted topics linger, so each has a name of its own
-	config, err := d.site.writeConfig(slot, topic)
+	config, err := d.site.writeConfig(slot, topic, "")
 	if err != nil {
 		return nil, err
 	}

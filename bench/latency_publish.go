@@ -23,7 +23,11 @@ func (s *latencySite) publisher(ctx context.Context, load *latencyLoad, topic st
 		load.publish, stop, err = s.publishDirectly(ctx, topic)
 		return stop, err
 	}
-	bridge, err := startBridge(ctx, s.bed, s.config)
+	config := s.config
+	if load.block.contestant == exactlyOnce {
+		config = s.once
+	}
+	bridge, err := startBridge(ctx, s.bed, config)
 	if err != nil {
 		return nil, err
 	}

@@ -28,6 +28,7 @@ type latencySite struct {
 	broker   string
 	tls      latencyTLS
 	config   string // path of walferry's configuration
+	once     string // the same with exactly-once
 	client   *kgo.Client
 	drain    *latencyDrain // what is drained during the blocks that say so
 }
@@ -46,7 +47,10 @@ func newLatencySite(ctx context.Context, bed *testbed, pg *servers.PG, database,
 	if err := execute(ctx, pg.DSN("postgres"), "CREATE DATABASE "+database); err != nil {
 		return nil, err
 	}
-	if s.config, err = s.writeConfig(database, topicOf("{aggregatetype}")); err != nil {
+	if s.config, err = s.writeConfig(database, topicOf("{aggregatetype}"), ""); err != nil {
+		return nil, err
+	}
+	if s.once, err = s.writeConfig(database, topicOf("{aggregatetype}"), deliverOnce); err != nil {
 		return nil, err
 	}
 	if output, err := exec.CommandContext(ctx, bed.walferry, "init", "--config", s.config).CombinedOutput(); err != nil {
@@ -69,9 +73,12 @@ func (s *latencySite) kafka() []kgo.Opt {
 }
 
 // writeConfig writes the configuration of a bridge that reads the slot, and returns its path.
-func (s *latencySite) writeConfig(slot, topic string) (string, error) {
+func (s *latencySite) writeConfig(slot, topic, more string) (string, error) {
 	path := filepath.Join(s.bed.dir, slot+".yaml")
-	return path, os.WriteFile(path, []byte(walferryConfig(s.broker, s.tls.file, bridged{name: slot, dsn: s.dsn, slot: slot, topic: topic})), 0o600)
+	if more != "" {
+		path = filepath.Join(s.bed.dir, slot+"-more.yaml")
+	}
+	return path, os.WriteFile(path, []byte(walferryConfig(s.broker, s.tls.file, bridged{name: slot, dsn: s.dsn, slot: slot, topic: topic})+more), 0o600)
 }
 
 // execute runs statements on a connection of their own.

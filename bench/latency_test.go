@@ -64,7 +64,9 @@ func TestBlocks(t *testing.T) {
 			t.Errorf("%s: %d and %d events, %d in all; want the probe, 2 s and 10 s of them", b.name(), b.warmup, b.events, b.total())
 		}
 	}
-	if want := []string{"walferry 1", "direct 1", "direct 2", "walferry 2", "walferry 3", "direct 3"}; !slices.Equal(order, want) {
+	if want := []string{
+		"walferry 1", "direct 1", "exactly_once 1", "exactly_once 2", "direct 2", "walferry 2", "walferry 3", "direct 3", "exactly_once 3",
+	}; !slices.Equal(order, want) {
 		t.Errorf("got %q, want %q", order, want)
 	}
 	for _, quick := range []bool{true, false} {

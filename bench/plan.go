@@ -22,6 +22,7 @@ const (
 	coalescer   = "coalescing"
 	producer    = "produce"
 	walferry    = "walferry"
+	exactlyOnce = "exactly_once" // walferry with delivery: exactly_once
 	debezium    = "debezium"
 )
 
@@ -44,7 +45,7 @@ var grown = []struct { //nolint:gochecknoglobals // a table that nobody changes
 func plan(o options) ([]spec, error) {
 	all := []string{recvlogical, plainReader, coalescer, producer, walferry}
 	specs := []spec{
-		{rowsBacklog, []fill{{"rows", 500_000, 1}, {"rows", 5_000, 100}}, 0, 8, append(slices.Clone(all), debezium)},
+		{rowsBacklog, []fill{{"rows", 500_000, 1}, {"rows", 5_000, 100}}, 0, 8, append(slices.Clone(all), exactlyOnce, debezium)},
 		{messagesBacklog, []fill{{"messages", 500_000, 1}, {"messages", 5_000, 100}}, 0, 4, all},
 		{"1kb", []fill{{"rows", 200_000, 1}}, 864, 4, all},
 		{"8kb", []fill{{"rows", 40_000, 1}}, 8000, 4, all},
@@ -52,7 +53,7 @@ func plan(o options) ([]spec, error) {
 		{bigBacklog, []fill{{"rows", 1, 1_000_000}}, 0, 3, []string{recvlogical, coalescer, walferry}},
 	}
 	if o.quick {
-		specs = []spec{{rowsBacklog, []fill{{"rows", 125_000, 1}, {"rows", 1_250, 100}}, 0, 4, append(slices.Clone(all), debezium)}}
+		specs = []spec{{rowsBacklog, []fill{{"rows", 125_000, 1}, {"rows", 1_250, 100}}, 0, 4, append(slices.Clone(all), exactlyOnce, debezium)}}
 	}
 	if o.growth {
 		specs = append(specs, spec{emptyBacklog, nil, 0, 4, []string{walferry}})
@@ -91,7 +92,7 @@ func choose(specs []spec, o options) ([]spec, error) {
 		}
 	}
 	for _, name := range o.contestants {
-		if !slices.Contains([]string{recvlogical, plainReader, coalescer, producer, walferry, debezium}, name) {
+		if !slices.Contains([]string{recvlogical, plainReader, coalescer, producer, walferry, exactlyOnce, debezium}, name) {
 			return nil, fmt.Errorf("--contestants %s: no such contestant", name)
 		}
 	}

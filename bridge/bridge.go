@@ -32,6 +32,8 @@ type Options struct {
 	Checkpoint config.Checkpoint
 	Log        zerolog.Logger
 	Metrics    *Metrics
+	// ExactlyOnce commits events and the checkpoint that covers them in one Kafka transaction.
+	ExactlyOnce bool
 	// AdoptSlot lets the bridge begin where a slot stands that has no checkpoint.
 	AdoptSlot bool
 	// AcceptGap lets it go on, once, behind a gap.
@@ -57,8 +59,8 @@ type Bridge struct {
 	replication      replication.Config              // without Conn, which is read anew for each session
 	decode           decode.Config                   // without what a session learns of the server
 	connConfig       func() (*pgx.ConnConfig, error) // with the secrets as they are now
-	openSink         func(context.Context) (*sink.Kafka, error)
-	reached          context.CancelFunc // ends Run when Until is confirmed
+	reached          context.CancelFunc              // ends Run when Until is confirmed
+	topics           sink.Topics
 
 	acknowledged atomic.Uint64 // events, since the process started
 	confirmed    atomic.Uint64 // LSN, as we told Postgres
@@ -113,7 +115,6 @@ func New(o Options) *Bridge {
 		b.decode.Tables = append(b.decode.Tables, table)
 		b.replication.Tables = append(b.replication.Tables, Published(table))
 	}
-	b.openSink = b.sinkOpener()
 	b.connConfig = func() (*pgx.ConnConfig, error) {
 		cfg, err := db.ConnConfig()
 		if err == nil && o.DialPostgres != nil {

@@ -49,12 +49,22 @@ func (s *session) resume(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if s.batch != nil {
+		cfg.Producer, cfg.Settle = s.batch.options, s.sink.Settle
+	}
 	if s.store, err = checkpoint.Open(ctx, cfg); err != nil {
 		return err
 	}
 	k := &checkpoint.Keeper{
 		Store: s.store, Key: cfg.Key, Interval: s.options.Checkpoint.Interval,
 		Progress: s.inflight.Progress, Written: s.checkpointed, Hurry: func() bool { return s.waiters.Load() > 0 },
+	}
+	if s.batch != nil {
+		s.sink.Use(s.store.Client())
+		k.Events, k.Due, k.Hurry, k.Interval = s.batch, s.batch.due, s.batch.hurry, min(k.Interval, batchTime)
+		if v := s.store.TransactionVersion(); v < 2 {
+			s.log.Warn().Int16("transaction_version", v).Msg("the brokers' transactions are those before KIP-890: late requests of one can become part of the next, so exactly-once is not sure; Kafka 4.0 with transaction.version=2 is")
+		}
 	}
 	r, rewrite, err := s.judge(s.store.Values()[cfg.Key], found)
 	if err != nil {
@@ -127,7 +137,7 @@ func (s *session) keepCheckpoints(ctx context.Context) (end func()) {
 		defer close(done)
 		for {
 			err := k.Run(running, writing)
-			if errors.Is(err, checkpoint.ErrUnanswered) && running.Err() == nil {
+			if errors.Is(err, checkpoint.ErrUnanswered) && running.Err() == nil && s.batch == nil {
 				s.log.Warn().Err(err).Msg("nothing is confirmed until Kafka takes a checkpoint")
 				if err = s.reopenStore(running, k); err == nil {
 					continue
@@ -181,10 +191,14 @@ const hasty = 500 * time.Millisecond
 
 // lastCheckpoint writes what has been reached, for the last status update to confirm.
 func (s *session) lastCheckpoint(ctx context.Context) error {
-	if k := s.keeper.Load(); k != nil {
-		return k.Write(ctx)
+	k := s.keeper.Load()
+	switch {
+	case k == nil:
+		return nil
+	case s.batch != nil && s.sink.Failed() != nil:
+		return nil // the next session aborts the transaction, and what precedes the event that failed comes again
 	}
-	return nil
+	return k.Write(ctx)
 }
 
 // missingSlot says more of a slot that does not exist, if a checkpoint of it does: that it did.

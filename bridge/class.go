@@ -194,7 +194,7 @@ func published(err error) (verdict, bool) {
 	case isAny(err, kerr.InvalidRecord, kerr.InvalidTopicException):
 		return verdict{Poison, "the brokers refuse this record: see the topic's configuration; " + wayOut}, true
 	case isAny(err, kerr.UnknownTopicOrPartition, kerr.UnknownTopicID, // the next session looks whether it has vanished
-		kerr.OutOfOrderSequenceNumber, kerr.UnknownProducerID, kerr.InvalidProducerEpoch, kerr.ProducerFenced,
+		kerr.OutOfOrderSequenceNumber, kerr.UnknownProducerID, kerr.InvalidProducerEpoch, kerr.ProducerFenced, kerr.InvalidProducerIDMapping,
 		kerr.SaslAuthenticationFailed, // the next session reads the secret anew
 		kgo.ErrRecordTimeout, kgo.ErrRecordRetries, context.Canceled):
 		return verdict{Retry, ""}, true

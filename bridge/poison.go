@@ -148,7 +148,25 @@ func (s *session) notePoison(ctx context.Context, err error) {
 	}
 	note.ID = note.ID[:min(len(note.ID), maxNotedID)]
 	value, _ := json.Marshal(&note) // texts and a time can be encoded
-	if err := s.store.Write(ctx, map[string][]byte{checkpointKey(s.db) + noteKey: value}); err != nil {
+	if err := s.writeNote(ctx, map[string][]byte{checkpointKey(s.db) + noteKey: value}); err != nil {
 		s.log.Warn().Err(err).Msg("the halt could not be noted in checkpoint.topic: `walferry poison show` does not know of it")
 	}
+}
+
+// writeNote writes beside the checkpoint. A transaction with an event that failed cannot be used for that: it is aborted by
+// opening the checkpoints once more.
+func (s *session) writeNote(ctx context.Context, note map[string][]byte) error {
+	if s.batch != nil && s.sink.Failed() != nil {
+		cfg, err := s.options.checkpoints(s.stream.Server.SystemID)
+		if err != nil {
+			return err
+		}
+		s.store.Close()
+		store, err := checkpoint.Open(ctx, cfg)
+		if err != nil {
+			return err
+		}
+		s.store = store
+	}
+	return s.store.Write(ctx, note)
 }

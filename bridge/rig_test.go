@@ -275,10 +275,10 @@ func sleep(d time.Duration) {
 }
 
 // records returns what is in a topic: all that comes within ten seconds of fake time.
-func (r *rig) records(topic string) (records []*kgo.Record) {
+func (r *rig) records(topic string, opts ...kgo.Opt) (records []*kgo.Record) {
 	r.t.Helper()
-	client, err := kgo.NewClient(kgo.SeedBrokers(r.kafka.ListenAddrs()...), kgo.Dialer(r.network.DialContext),
-		kgo.ConsumeTopics(topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
+	client, err := kgo.NewClient(append(opts, kgo.SeedBrokers(r.kafka.ListenAddrs()...), kgo.Dialer(r.network.DialContext),
+		kgo.ConsumeTopics(topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))...)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -304,9 +304,9 @@ func (r *rig) delivered() (ids []string) {
 type positioned struct{ id, position string }
 
 // positions returns the events in the topic, in order.
-func (r *rig) positions() (all []positioned) {
+func (r *rig) positions(opts ...kgo.Opt) (all []positioned) {
 	r.t.Helper()
-	for _, record := range r.records("outbox.event.order") {
+	for _, record := range r.records("outbox.event.order", opts...) {
 		var p positioned
 		for _, h := range record.Headers {
 			switch h.Key {

@@ -33,6 +33,8 @@ type session struct {
 	note    *PoisonNote              // of the event that an earlier session halted before, nil if there is none
 	fail    context.CancelCauseFunc  // ends the session at once
 
+	batch *batch // nil: events are delivered one by one, at least once
+
 	waiters          atomic.Int32 // who want each progress to be confirmed at once
 	lastAcknowledged uint64       // tick's
 }
@@ -51,16 +53,21 @@ func (s *session) hurry(on bool) {
 //
 //	Receive → Decode → Inflight.Add → Publish → (Kafka) → done → Inflight → Feedback → Postgres
 func (s *session) pump(ctx, stop context.Context) error {
+	if err := s.batch.take(ctx); err != nil {
+		return err
+	}
+	defer func() { s.batch.leave() }()
 	lingers := false // something was published since the last Send
 	for {
 		if !s.inflight.Open() && stop.Err() != nil {
 			return nil
 		}
-		if lingers && !s.stream.More() && s.stream.Patience() < s.options.Kafka.Linger {
+		if lingers && !s.stream.More() && s.inTime() {
 			lingers = false
 			s.sink.Send()
+			s.batch.wanted()
 		}
-		m, err := s.stream.Receive()
+		m, err := s.receive(ctx)
 		switch {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
@@ -90,6 +97,9 @@ func (s *session) pump(ctx, stop context.Context) error {
 			if s.passes(&c.Event.Position) {
 				continue
 			}
+			if err := s.batch.apart(ctx, &c.Event.Position); err != nil {
+				return err
+			}
 			index := c.Event.Position.Index
 			done, err := s.inflight.Add(ctx, index)
 			if err != nil {
@@ -100,6 +110,9 @@ func (s *session) pump(ctx, stop context.Context) error {
 				return err
 			}
 			lingers = true
+			if err := s.batch.full(ctx); err != nil {
+				return err
+			}
 		case decode.Commit:
 			if err := s.inflight.Commit(replication.LSN(c.EndLSN)); err != nil {
 				return err
@@ -108,6 +121,26 @@ func (s *session) pump(ctx, stop context.Context) error {
 			s.nonTransactional.Inc()
 		}
 	}
+}
+
+// inTime reports whether what was received last is not to wait for what comes behind it.
+func (s *session) inTime() bool {
+	linger := s.options.Kafka.Linger
+	if s.batch != nil {
+		linger = max(linger, batchLinger)
+	}
+	patience := s.stream.Patience()
+	return patience == 0 || patience < linger
+}
+
+// receive lets a commit come in between while it waits for Postgres.
+func (s *session) receive(ctx context.Context) (*replication.Message, error) {
+	if s.batch == nil || s.stream.More() {
+		return s.stream.Receive()
+	}
+	s.batch.leave()
+	m, err := s.stream.Receive()
+	return m, cmp.Or(err, s.batch.take(ctx))
 }
 
 // run opens the sink and pumps until stop is done or something fails. Beside the pump there
@@ -148,11 +181,17 @@ func (s *session) publish(ctx, stop context.Context) error {
 	opening, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(stop, cancel)()
-	err := s.resume(opening)
+	var err error
+	if s.options.ExactlyOnce {
+		s.sink, s.batch, err = s.newBatch(opening)
+	}
+	if err == nil {
+		err = s.resume(opening)
+	}
 	if err == nil {
 		err = s.recallPoison(opening)
 	}
-	if err == nil {
+	if err == nil && s.batch == nil {
 		s.sink, err = s.openSink(opening)
 	}
 	if err != nil {
@@ -162,7 +201,7 @@ func (s *session) publish(ctx, stop context.Context) error {
 	defer s.keepCheckpoints(ctx)()
 	s.enter(Streaming)
 	s.log.Info().Stringer("confirmed_lsn", s.stream.Start).Str("system_id", s.stream.Server.SystemID).
-		Int("server_version", s.stream.Server.Version).Msg("streaming")
+		Int("server_version", s.stream.Server.Version).Bool("exactly_once", s.batch != nil).Msg("streaming")
 
 	err = s.pump(ctx, stop)
 	if ctx.Err() != nil {

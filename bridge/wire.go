@@ -42,7 +42,7 @@ func (b *Bridge) sinkConfig() sink.Config {
 		Compression: compression(k.Compression), Linger: k.Linger,
 		MaxBuffered: int(k.MaxBuffered), MaxRecord: int(k.MaxRecord),
 		CreateTopics: k.Topics.Create, PositionHeader: k.PositionHeader,
-		Topics: &sink.Topics{}, Reserved: []string{o.Checkpoint.Topic, k.DeadLetterTopic},
+		Topics: &b.topics, Reserved: []string{o.Checkpoint.Topic, k.DeadLetterTopic},
 		Created: func(topic string) {
 			b.log.Info().Str("topic", topic).Msg("created a missing topic with the broker's defaults")
 		},
@@ -54,26 +54,29 @@ func (b *Bridge) sinkConfig() sink.Config {
 	return cfg
 }
 
-// sinkOpener returns a function that opens a sink with the secrets as they are then.
-func (b *Bridge) sinkOpener() func(context.Context) (*sink.Kafka, error) {
-	o, k, cfg := b.options, b.options.Kafka, b.sinkConfig()
-	return func(ctx context.Context) (*sink.Kafka, error) {
-		cfg := cfg
-		var err error
-		if cfg.Client, err = kafkaClient(o, newKafkaLogger(b.log)); err != nil {
-			return nil, err
-		}
-		observe := b.metrics.observer(b.db.Name)
-		cfg.Observe = func(topic string, bytes int, latency time.Duration) {
-			b.acknowledged.Add(1)
-			observe(topic, bytes, latency)
-		}
-		opened, err := sink.Open(ctx, cfg)
-		if err != nil {
-			return nil, fmt.Errorf("brokers %s: %w", strings.Join(k.Brokers, ", "), err)
-		}
-		return opened, nil
+// openSink opens a sink with the secrets as they are now.
+func (b *Bridge) openSink(ctx context.Context) (*sink.Kafka, error) {
+	cfg, err := b.liveSinkConfig()
+	if err != nil {
+		return nil, err
 	}
+	opened, err := sink.Open(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("brokers %s: %w", strings.Join(b.options.Kafka.Brokers, ", "), err)
+	}
+	return opened, nil
+}
+
+// liveSinkConfig is that of a sink that publishes, with the secrets as they are now.
+func (b *Bridge) liveSinkConfig() (cfg sink.Config, err error) {
+	cfg = b.sinkConfig()
+	observe := b.metrics.observer(b.db.Name)
+	cfg.Observe = func(topic string, bytes int, latency time.Duration) {
+		b.acknowledged.Add(1)
+		observe(topic, bytes, latency)
+	}
+	cfg.Client, err = kafkaClient(b.options, newKafkaLogger(b.log))
+	return cfg, err
 }
 
 // kafkaClient returns how a client reaches the brokers, with the secrets as they are now.

@@ -27,6 +27,10 @@ type Keeper struct {
 	Progress func() replication.Progress
 	// Written, if not nil, is called after each checkpoint.
 	Written func(*Checkpoint)
+	// Events, if not nil, are those of the Store's transaction: a checkpoint commits them.
+	Events Events
+	// Due tells Run that events wait to be committed. It may be nil.
+	Due <-chan struct{}
 
 	resumed replication.Progress
 	next    Checkpoint // what is the same in all of a session
@@ -41,6 +45,18 @@ type Keeper struct {
 	last   replication.Progress // that was written
 	at     time.Time            // of the last checkpoint
 	minute string               // of the last entry of the index
+}
+
+// Events are published in the transaction that commits a checkpoint, which so covers all of them.
+type Events interface {
+	// Pause waits until nobody publishes, and keeps it so until the function that it returns is called.
+	Pause(context.Context) (resume func(), err error)
+	// Ahead returns what is reached with all that was published.
+	Ahead() replication.Progress
+	// Committed says that all of it is committed, Failed that it is not, or not known to be. They come before the
+	// function that Pause returned: nobody may publish behind a failure.
+	Committed()
+	Failed(error)
 }
 
 // snapshot is true of every position from lsn on.
@@ -96,19 +112,37 @@ func (k *Keeper) Run(ctx, writing context.Context) error {
 			if !k.Hurry() && now.Sub(k.at) < k.Interval {
 				continue
 			}
-			if err := k.Write(writing); err != nil {
-				return err
+		case <-k.Due:
+			if ctx.Err() != nil {
+				return nil
 			}
+		}
+		if err := k.Write(writing); err != nil {
+			return err
 		}
 	}
 }
 
 // Write writes a checkpoint if there is progress. It must not be called while Run runs.
 func (k *Keeper) Write(ctx context.Context) error {
-	if p := merge(k.resumed, k.Progress()); p != k.last {
-		return k.write(ctx, p)
+	reached := k.Progress
+	if k.Events != nil {
+		resume, err := k.Events.Pause(ctx)
+		if err != nil {
+			return err
+		}
+		defer resume()
+		reached = k.Events.Ahead
 	}
-	return nil
+	p := merge(k.resumed, reached())
+	if p == k.last {
+		return nil
+	}
+	err := k.write(ctx, p)
+	if err != nil && k.Events != nil {
+		k.Events.Failed(err)
+	}
+	return err
 }
 
 func (k *Keeper) write(ctx context.Context, p replication.Progress) error {
@@ -129,6 +163,9 @@ func (k *Keeper) write(ctx context.Context, p replication.Progress) error {
 		return err
 	}
 	k.written, k.last, k.at, k.minute = value, p, c.Time, minute
+	if k.Events != nil {
+		k.Events.Committed()
+	}
 	k.durable.Store(uint64(p.Flushed))
 	if k.Written != nil {
 		k.Written(&c)

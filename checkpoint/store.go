@@ -26,6 +26,12 @@ type Config struct {
 	Key             string    // of the current checkpoint; all other keys of ours begin with Key + "/"
 	TransactionalID string    // two writers of the same ID fence each other
 	Create          bool      // a missing topic is created; else it is a *sink.MissingTopicError
+	// Producer, if not nil, are the options of somebody who publishes events by the Store's client. Then a
+	// transaction is always open, and Write commits what was published in it together with the values.
+	Producer []kgo.Opt
+	// Settle, with Producer, waits for the brokers to acknowledge those events. A Write fails with its error and commits
+	// nothing.
+	Settle func(context.Context) error
 }
 
 // Store is the only writer of its keys in a compacted topic: whoever opens them
@@ -33,13 +39,15 @@ type Config struct {
 // is closed and opened again. One goroutine uses it at a time; Close may be called
 // from anywhere.
 type Store struct {
-	cfg    Config
-	client *kgo.Client
-	stop   context.CancelFunc // ends whatever client is doing
-	close  func()
-	values map[string][]byte
-	last   int64 // offset of the last record that we wrote
-	failed error // of the first Write that failed
+	cfg                Config
+	client             *kgo.Client
+	stop               context.CancelFunc // ends whatever client is doing
+	close              func()
+	values             map[string][]byte
+	last               int64 // offset of the last record that we wrote
+	transactionVersion int16
+	producer           producer // of the open transaction, with Config.Producer
+	failed             error    // of the first Write that failed
 }
 
 // FencedError is a write that the brokers refused because the right to write is gone:
@@ -59,18 +67,7 @@ func (e *FencedError) Error() string {
 
 func (e *FencedError) Unwrap() error { return e.Err }
 
-// TopicError is a topic that would not keep checkpoints.
-type TopicError struct {
-	Topic  string
-	Reason string
-	Hint   string // the command that corrects it
-}
-
-func (e *TopicError) Error() string {
-	return fmt.Sprintf("topic %q cannot keep checkpoints: %s", e.Topic, e.Reason)
-}
-
-// ErrUnanswered is a Write that the brokers did not answer for writeTimeout: they are away.
+// ErrUnanswered is a Write that the brokers did not answer for so long that they will abort it: they are away.
 var ErrUnanswered = errors.New("the brokers did not answer")
 
 const (
@@ -78,8 +75,8 @@ const (
 	openTimeout = 30 * time.Second
 	// transactionTimeout is when the brokers abort what a dead writer has left open.
 	transactionTimeout = 60 * time.Second
-	// writeTimeout ends a Write before the brokers would, which would look like fencing.
-	writeTimeout = 50 * time.Second
+	// writeMargin is how long before the brokers a Write ends its transaction itself: that would look like fencing.
+	writeMargin = 10 * time.Second
 	// Only closed segments are compacted, and a start reads all that is not.
 	segmentBytes, segmentMS = "16777216", "86400000"
 	// sessionKey, after Key, is of the record that a writer begins with.
@@ -95,13 +92,16 @@ func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
 	defer context.AfterFunc(ctx, stop)()
-	client, err := cfg.newClient(alive,
+	producer := cfg.Producer
+	if producer == nil {
+		producer = []kgo.Opt{kgo.ProducerLinger(0)}
+	}
+	client, err := cfg.newClient(alive, slices.Concat(producer, []kgo.Opt{
 		kgo.RequiredAcks(kgo.AllISRAcks()),
-		kgo.RecordPartitioner(kgo.ManualPartitioner()),
+		kgo.RecordPartitioner(partitioner{own: cfg.Topic, events: sink.Partitioner()}),
 		kgo.TransactionalID(cfg.TransactionalID),
-		kgo.TransactionTimeout(transactionTimeout),
-		kgo.ProducerLinger(0),
-	)
+		kgo.TransactionTimeout(cfg.timeout()),
+	})...)
 	if err != nil {
 		stop()
 		return nil, err
@@ -124,7 +124,13 @@ func (c *Store) open(ctx context.Context) (err error) {
 	}
 	c.values, err = c.cfg.read(ctx, c.client, c.last)
 	c.client.RemoveConsumePartitions(map[string][]int32{c.cfg.Topic: {0}})
-	return err
+	if err != nil || c.cfg.Producer == nil {
+		return err
+	}
+	if c.transactionVersion, err = transactionVersion(ctx, c.client); err != nil {
+		return fmt.Errorf("ask the brokers for their transaction.version: %w", err)
+	}
+	return c.refused(ctx, c.begin(ctx))
 }
 
 // Values returns what the topic held when it was opened: the latest value by key, of our
@@ -132,7 +138,7 @@ func (c *Store) open(ctx context.Context) (err error) {
 func (c *Store) Values() map[string][]byte { return c.values }
 
 // Write writes values by key in one Kafka transaction and returns when it is committed, or
-// fails when ctx ends or, with ErrUnanswered, after writeTimeout. A nil value removes its key. After an error
+// fails when ctx ends or, with ErrUnanswered, after a time. A nil value removes its key. After an error
 // it is not known whether the values are committed; every later Write fails with the same
 // error. It fails with *FencedError if somebody else has taken over.
 func (c *Store) Write(ctx context.Context, values map[string][]byte) error {
@@ -142,7 +148,8 @@ func (c *Store) Write(ctx context.Context, values map[string][]byte) error {
 		}
 	}
 	if c.failed == nil {
-		ctx, cancel := context.WithTimeoutCause(ctx, writeTimeout, fmt.Errorf("%w for %s", ErrUnanswered, writeTimeout))
+		limit := c.cfg.timeout() - writeMargin
+		ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("%w for %s", ErrUnanswered, limit))
 		defer cancel()
 		c.failed = c.write(ctx, values)
 	}
@@ -219,54 +226,6 @@ func withCause(ctx context.Context, err error) error {
 	return fmt.Errorf("%w (%w)", err, context.Cause(ctx))
 }
 
-// ensureTopic makes sure that the topic exists and keeps the last value of every key.
-func (cfg Config) ensureTopic(ctx context.Context, client *kgo.Client) error {
-	exists, err := sink.TopicExists(ctx, client, cfg.Topic)
-	if err != nil {
-		return fmt.Errorf("look up topic %q: %w", cfg.Topic, err)
-	}
-	if !exists {
-		if !cfg.Create {
-			return &sink.MissingTopicError{Topic: cfg.Topic, Options: fmt.Sprintf(
-				"--partitions 1 --config cleanup.policy=compact --config segment.bytes=%s --config segment.ms=%s", segmentBytes, segmentMS)}
-		}
-		if err := sink.CreateTopic(ctx, client, cfg.Topic, 1, map[string]*string{
-			"cleanup.policy": new("compact"), "segment.bytes": new(segmentBytes), "segment.ms": new(segmentMS),
-		}); err != nil {
-			return err
-		}
-	}
-	policy, err := cfg.policy(ctx, client)
-	if err != nil {
-		return fmt.Errorf("look up cleanup.policy of topic %q: %w", cfg.Topic, err)
-	}
-	if policy == "compact" {
-		return nil
-	}
-	return &TopicError{
-		cfg.Topic, fmt.Sprintf("its cleanup.policy is %q, want \"compact\"", policy),
-		fmt.Sprintf("kafka-configs.sh --bootstrap-server <broker> --alter --entity-type topics --entity-name %s --add-config cleanup.policy=compact,segment.bytes=%s,segment.ms=%s", cfg.Topic, segmentBytes, segmentMS),
-	}
-}
-
-// policy returns the topic's cleanup.policy.
-func (cfg Config) policy(ctx context.Context, client *kgo.Client) (string, error) {
-	configs, err := kadm.NewClient(client).DescribeTopicConfigs(ctx, cfg.Topic)
-	if err != nil {
-		return "", err
-	}
-	config, err := configs.On(cfg.Topic, nil)
-	if err := cmp.Or(err, config.Err); err != nil {
-		return "", err
-	}
-	for _, c := range config.Configs {
-		if c.Key == "cleanup.policy" {
-			return c.MaybeValue(), nil
-		}
-	}
-	return "", errors.New("the broker does not tell")
-}
-
 // read returns our latest values up to the record at offset last, which must exist.
 func (cfg Config) read(ctx context.Context, client *kgo.Client, last int64) (map[string][]byte, error) {
 	client.AddConsumePartitions(map[string]map[int32]kgo.Offset{cfg.Topic: {0: kgo.NewOffset().AtStart()}})
@@ -303,13 +262,28 @@ func (c *Store) write(ctx context.Context, values map[string][]byte) error {
 	if err := c.produce(ctx, values); err != nil {
 		return c.refused(ctx, err)
 	}
+	events := c.values != nil && c.cfg.Producer != nil
+	if events {
+		if err := c.cfg.Settle(ctx); err != nil {
+			return withCause(ctx, err)
+		}
+	}
 	// EndTransaction sees only partitions that the client has stored, and those of a new
 	// topic it sends to before it stores them (storePartitionsUpdate of franz-go 1.22.2):
 	// it would abort and return nil. This waits for their lock; nothing is left to abort.
 	if err := c.client.AbortBufferedRecords(ctx); err != nil {
 		return c.refused(ctx, err)
 	}
-	return c.refused(ctx, c.client.EndTransaction(ctx, kgo.TryCommit))
+	if events {
+		if err := c.sameProducer(ctx); err != nil {
+			return c.refused(ctx, err)
+		}
+	}
+	err := c.client.EndTransaction(ctx, kgo.TryCommit)
+	if err == nil && events {
+		err = c.begin(ctx)
+	}
+	return c.refused(ctx, err)
 }
 
 // produce writes values in a transaction and leaves it open.
@@ -318,8 +292,10 @@ func (c *Store) produce(ctx context.Context, values map[string][]byte) error {
 	if _, _, err := c.client.ProducerID(ctx); err != nil {
 		return err
 	}
-	if err := c.client.BeginTransaction(); err != nil {
-		return err
+	if c.values == nil || c.cfg.Producer == nil { // else it is open
+		if err := c.client.BeginTransaction(); err != nil {
+			return err
+		}
 	}
 	failed := make(chan error, len(values))
 	for key, value := range values {

@@ -31,7 +31,7 @@ type LSN = pglogrepl.LSN
 // A failed event never leaves the window: by I4 and I5 it latches everything behind it.
 //
 // The unit of the window is a run of events of one transaction, so that Progress says how
-// far a large transaction has come. One goroutine calls Begin, Add, Withdraw, EndRun, Commit, Open and Idle;
+// far a large transaction has come. One goroutine calls Begin, Add, Withdraw, EndRun, Commit, Open, Ahead and Idle;
 // the functions that Add returns may be called from any, Flushed, Pending and Progress as well.
 type Inflight struct {
 	flushed atomic.Uint64
@@ -40,6 +40,7 @@ type Inflight struct {
 	// of the goroutine that adds
 	open   bool
 	commit LSN       // of the open transaction: the start of its commit record
+	index  uint64    // behind the last event added to it
 	time   time.Time // of the open transaction
 	run    *run      // the open transaction's last, nil before its first event
 	last   LSN       // end LSN of the last commit, or where the stream began
@@ -118,6 +119,15 @@ func (f *Inflight) Progress() Progress {
 	return Progress{f.Flushed(), f.partial.Commit, f.partial.Index}
 }
 
+// Ahead returns the Progress that there will be when every event added so far is done.
+func (f *Inflight) Ahead() Progress {
+	p := Progress{Flushed: max(f.last, f.Flushed())}
+	if f.open && f.index > 0 {
+		p.Commit, p.Index = f.commit, f.index
+	}
+	return p
+}
+
 // Open reports whether a transaction has begun and not committed.
 func (f *Inflight) Open() bool { return f.open }
 
@@ -127,7 +137,7 @@ func (f *Inflight) Begin(commit LSN, at time.Time) {
 	if f.open {
 		panic("replication: Begin inside of a transaction")
 	}
-	f.open, f.commit, f.time = true, commit, at
+	f.open, f.commit, f.index, f.time = true, commit, 0, at
 }
 
 // Add announces an event of the open transaction, its index in it, and must come before the
@@ -144,7 +154,7 @@ func (f *Inflight) Add(ctx context.Context, index uint64) (done func(error), err
 		}
 	}
 	f.run.events++
-	f.run.index = index + 1
+	f.run.index, f.index = index+1, index+1
 	f.run.unfinished.Add(1)
 	f.pending.Add(1)
 	return f.run.done, nil
@@ -154,7 +164,7 @@ func (f *Inflight) Add(ctx context.Context, index uint64) (done func(error), err
 // going to be called.
 func (f *Inflight) Withdraw(index uint64) {
 	f.run.events--
-	f.run.index = index
+	f.run.index, f.index = index, index
 	f.run.unfinished.Add(-1) // the run is not closed: not the last
 	f.pending.Add(-1)
 }

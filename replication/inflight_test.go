@@ -385,3 +385,42 @@ func BenchmarkInflight(b *testing.B) {
 		done(nil)
 	}
 }
+
+func TestInflightAheadIsWhatThereWillBe(t *testing.T) {
+	f := NewInflight(100, Hooks{})
+	at := func(when string, want Progress) {
+		t.Helper()
+		if got := f.Ahead(); got != want {
+			t.Errorf("%s: %+v, want %+v", when, got, want)
+		}
+	}
+	at("at the start", Progress{Flushed: 100})
+	f.Begin(200, time.Time{})
+	at("without events", Progress{Flushed: 100})
+	first, _ := f.Add(t.Context(), 0)
+	at("with one", Progress{Flushed: 100, Commit: 200, Index: 1})
+	second, _ := f.Add(t.Context(), 5)
+	at("behind what was passed over", Progress{Flushed: 100, Commit: 200, Index: 6})
+	_, _ = f.Add(t.Context(), 9)
+	f.Withdraw(9)
+	at("before what was taken back", Progress{Flushed: 100, Commit: 200, Index: 9})
+	if err := f.Commit(210); err != nil {
+		t.Fatal(err)
+	}
+	at("behind the commit", Progress{Flushed: 210})
+	f.Begin(300, time.Time{})
+	if err := f.Commit(310); err != nil {
+		t.Fatal(err)
+	}
+	at("behind an empty transaction", Progress{Flushed: 310})
+	if got := f.Flushed(); got != 100 {
+		t.Errorf("%s is flushed before anything is done", got)
+	}
+	first(nil)
+	second(nil)
+	if got := f.Flushed(); got != 310 {
+		t.Errorf("%s is flushed, want 310", got)
+	}
+	f.Idle(400)
+	at("idle", Progress{Flushed: 400})
+}

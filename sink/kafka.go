@@ -33,13 +33,13 @@ type Config struct {
 	Observe func(topic string, bytes int, latency time.Duration)
 }
 
-// Kafka publishes events with acks=all and an idempotent producer. It lives for one
+// Kafka publishes events with acks=all and an idempotent or a transactional producer. It lives for one
 // session: after an error nothing is repaired, a new one is made.
 type Kafka struct {
 	cfg    Config
 	client *kgo.Client
-	stop   context.CancelFunc // ends whatever the client is doing
-	over   context.Context    // has ended
+	close  func()
+	over   context.Context // has ended
 	router router
 	ready  map[string]bool // topics that this sink has seen to exist
 
@@ -48,6 +48,7 @@ type Kafka struct {
 	requests atomic.Int64                 // produce requests on their way
 	due      atomic.Bool                  // Send came, and what lingers is not sent yet
 	records  records
+	txn      *transaction // nil: events are done when they are acknowledged
 }
 
 // record is a Kafka record with what its promise needs. Pooled, it and the bytes that
@@ -132,36 +133,48 @@ const connectTimeout = 15 * time.Second
 // Open connects and makes sure that the brokers let us produce idempotently.
 func Open(ctx context.Context, cfg Config) (*Kafka, error) {
 	alive, stop := context.WithCancel(context.WithoutCancel(ctx))
-	k := &Kafka{cfg: cfg, stop: stop, ready: map[string]bool{}, router: newRouter(cfg), records: records{keep: cfg.MaxBuffered}}
-	over, end := context.WithCancel(alive)
-	end()
-	k.over = over
+	k := newKafka(ctx, cfg)
 	var err error
-	k.client, err = kgo.NewClient(append(slices.Clone(cfg.Client),
-		kgo.WithContext(alive),
-		kgo.WithHooks(k),
-		kgo.RequiredAcks(kgo.AllISRAcks()),                   // idempotent as well, by default
-		kgo.RecordPartitioner(kgo.StickyKeyPartitioner(nil)), // murmur2 of the key, as Kafka's Java client
-		cfg.Compression,
-		kgo.ProducerLinger(cfg.Linger),
-		kgo.ProducerBatchMaxBytes(int32(cfg.MaxRecord+batchOverhead)),
-		kgo.MaxBufferedBytes(cfg.MaxBuffered),
-		kgo.BrokerMaxWriteBytes(int32(maxRequest(cfg))),
-		kgo.MaxBufferedRecords(maxBufferedRecords),
-		// The default of 5 s would be 5 s of waiting for a partition's new leader.
-		kgo.MetadataMinAge(500*time.Millisecond),
-		// On a gap in the sequence the client would start a new one, and reorder.
-		kgo.StopProducerOnDataLossDetected(),
-	)...)
-	if err != nil {
+	if k.client, err = kgo.NewClient(slices.Concat(cfg.Client, k.options(), []kgo.Opt{kgo.WithContext(alive)})...); err != nil {
 		stop()
 		return nil, fmt.Errorf("configure the Kafka client: %w", err)
 	}
-	if err := k.connect(ctx); err != nil {
+	k.close = func() {
+		stop()
+		k.client.Close()
+	}
+	if err := k.connect(ctx, stop); err != nil {
 		k.Close()
 		return nil, fmt.Errorf("connect to Kafka: %w", err)
 	}
 	return k, nil
+}
+
+func newKafka(ctx context.Context, cfg Config) *Kafka {
+	k := &Kafka{cfg: cfg, ready: map[string]bool{}, router: newRouter(cfg), records: records{keep: cfg.MaxBuffered}, close: func() {}}
+	over, end := context.WithCancel(context.WithoutCancel(ctx))
+	end()
+	k.over = over
+	return k
+}
+
+// options are those of the client that publishes.
+func (k *Kafka) options() []kgo.Opt {
+	return []kgo.Opt{
+		kgo.WithHooks(k),
+		kgo.RequiredAcks(kgo.AllISRAcks()),   // idempotent as well, by default
+		kgo.RecordPartitioner(Partitioner()), // murmur2 of the key, as Kafka's Java client
+		k.cfg.Compression,
+		kgo.ProducerLinger(k.cfg.Linger),
+		kgo.ProducerBatchMaxBytes(int32(k.cfg.MaxRecord + batchOverhead)),
+		kgo.MaxBufferedBytes(k.cfg.MaxBuffered),
+		kgo.BrokerMaxWriteBytes(int32(maxRequest(k.cfg))),
+		kgo.MaxBufferedRecords(maxBufferedRecords),
+		// The default of 5 s would be 5 s of waiting for a partition's new leader.
+		kgo.MetadataMinAge(500 * time.Millisecond),
+		// On a gap in the sequence the client would start a new one, and reorder.
+		kgo.StopProducerOnDataLossDetected(),
+	}
 }
 
 const (
@@ -189,10 +202,10 @@ func maxRequest(cfg Config) int {
 // connect waits for the brokers until ctx ends. A broker that accepts connections and says
 // nothing holds up Ping whatever its context says: the client asks for the broker's versions
 // under its own context (kgo's broker.go, requestAPIVersions).
-func (k *Kafka) connect(ctx context.Context) error {
+func (k *Kafka) connect(ctx context.Context, stop context.CancelFunc) error {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
-	defer context.AfterFunc(ctx, k.stop)()
+	defer context.AfterFunc(ctx, stop)()
 	if err := k.client.Ping(ctx); err != nil {
 		return cmp.Or(context.Cause(ctx), err)
 	}
@@ -233,6 +246,10 @@ func (k *Kafka) Publish(ctx context.Context, ev *decode.Event, at time.Time, don
 		}
 	}
 	r.done, r.at, r.Timestamp = done, at, at
+	if k.txn != nil {
+		k.txn.done = append(k.txn.done, done)
+		k.txn.bytes += len(r.bytes)
+	}
 	k.client.Produce(ctx, &r.Record, r.promise)
 	return nil
 }
@@ -248,7 +265,11 @@ func (k *Kafka) finish(r *record, err error) {
 	if k.cfg.Observe != nil {
 		k.cfg.Observe(r.Topic, len(r.bytes), k.Answered().Sub(r.at))
 	}
-	r.done(nil)
+	if k.txn == nil {
+		r.done(nil)
+	} else {
+		k.txn.acknowledged.Add(1)
+	}
 	k.records.put(r)
 }
 
@@ -304,6 +325,11 @@ func (k *Kafka) Flush(ctx context.Context) error {
 	if err := k.client.Flush(ctx); err != nil {
 		return fmt.Errorf("wait for Kafka's acknowledgements: %w", err)
 	}
+	return k.Failed()
+}
+
+// Failed returns the first failure of an event, nil if there is none.
+func (k *Kafka) Failed() error {
 	if err := k.failed.Load(); err != nil {
 		return err
 	}
@@ -311,7 +337,4 @@ func (k *Kafka) Flush(ctx context.Context) error {
 }
 
 // Close drops what is not acknowledged; done is called for it, with an error.
-func (k *Kafka) Close() {
-	k.stop()
-	k.client.Close()
-}
+func (k *Kafka) Close() { k.close() }

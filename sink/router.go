@@ -22,6 +22,9 @@ type Route struct {
 	TypeHeader string
 }
 
+// Partitioner chooses as Kafka's Java client does: by the murmur2 hash of the key.
+func Partitioner() kgo.Partitioner { return kgo.StickyKeyPartitioner(nil) }
+
 const topicPlaceholder = "{aggregatetype}"
 
 // Refused is the event of an error of this package.

@@ -17,6 +17,10 @@ import (
 type Config struct {
 	Databases []Database `yaml:"databases,required"` // at least one; one bridge runs for each
 	Kafka     Kafka      `yaml:"kafka"`
+	// Delivery is at_least_once or exactly_once: then events and the checkpoint that covers them are committed in one
+	// Kafka transaction, and a consumer that reads what is committed gets each event once. It needs Checkpoint. Default
+	// at_least_once.
+	Delivery string `yaml:"delivery" default:"at_least_once" enum:"at_least_once|exactly_once"`
 	// Checkpoint is shared by all databases, each under its own key.
 	Checkpoint Checkpoint `yaml:"checkpoint"`
 	Admin      Admin      `yaml:"admin"`
@@ -24,6 +28,9 @@ type Config struct {
 
 	warnings []string
 }
+
+// ExactlyOnce reports whether Delivery is.
+func (c *Config) ExactlyOnce() bool { return c.Delivery == "exactly_once" }
 
 // Warnings returns what is allowed but unsafe, such as a password sent without TLS, each with its file, line and column.
 func (c *Config) Warnings() []string { return slices.Clone(c.warnings) }

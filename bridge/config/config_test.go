@@ -74,6 +74,7 @@ func TestMinimumHasDefaults(t *testing.T) {
 			Brokers: []string{"127.0.0.1:9092"}, ClientID: "walferry", Topics: Topics{Create: true}, Compression: "lz4", Linger: 20 * time.Millisecond,
 			MaxBuffered: 8 << 20, MaxRecord: 1020 << 10, PositionHeader: "walferry-position", DeadLetterTopic: "walferry.dead-letters",
 		},
+		Delivery:   "at_least_once",
 		Checkpoint: Checkpoint{Topic: "walferry.checkpoints", Interval: time.Second},
 		Admin:      Admin{Listen: "127.0.0.1:9400"},
 		Log:        Log{Level: "info", Format: "auto"},

@@ -45,7 +45,7 @@ func TestShapeErrors(t *testing.T) {
 		}, "\n")},
 		{"misspelt", database("    slott: x\n"), `w.yaml:7:5: unknown key "slott" in databases[0]: did you mean "slot"? ` +
 			"valid keys: name, dsn, dsn_file, password_file, slot, publication, outbox, messages, drain_timeout, shutdown_grace"},
-		{"misspelt at the top", database("adnim: {}\n"), `w.yaml:7:1: unknown key "adnim" in the file: did you mean "admin"? valid keys: databases, kafka, checkpoint, admin, log`},
+		{"misspelt at the top", database("adnim: {}\n"), `w.yaml:7:1: unknown key "adnim" in the file: did you mean "admin"? valid keys: databases, kafka, delivery, checkpoint, admin, log`},
 		{"other case", database("log: {Level: info}\n"), `w.yaml:7:7: unknown key "Level" in log: did you mean "level"? valid keys: level, format`},
 		{"duplicate", database("    slot: x\n"), `w.yaml:7:5: duplicate key "slot" in databases[0]: it is set already on line 5`},
 		{"no value", database("    drain_timeout: # 10s\n"), "w.yaml:7:5: databases[0].drain_timeout has no value: give it one, or remove the key"},

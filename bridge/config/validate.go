@@ -168,6 +168,9 @@ func (d *document) kafka(path string, k *Kafka) {
 
 func (d *document) checkpoint(path string, c *Config) {
 	if c.Checkpoint.Topic == "" {
+		if c.ExactlyOnce() {
+			d.errorf(path+".topic", "must not be empty with delivery: exactly_once, which is nothing but events and checkpoints in one transaction")
+		}
 		d.warnf(path+".topic", "is empty: without checkpoints a slot that was recreated or moved goes unnoticed, and so do the events that it skipped")
 		return
 	}

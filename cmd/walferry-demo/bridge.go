@@ -45,7 +45,7 @@ func (p *place) config() (*config.Config, error) {
 func bridgeOptions(cfg *config.Config, scr *screen) bridge.Options {
 	log := zerolog.New(zerolog.ConsoleWriter{Out: scr, NoColor: !scr.live, PartsExclude: []string{zerolog.TimestampFieldName}})
 	return bridge.Options{
-		Database: cfg.Databases[0], Kafka: cfg.Kafka, Checkpoint: cfg.Checkpoint,
+		Database: cfg.Databases[0], Kafka: cfg.Kafka, Checkpoint: cfg.Checkpoint, ExactlyOnce: cfg.ExactlyOnce(),
 		Log:     log.Level(zerolog.WarnLevel),
 		Metrics: bridge.NewMetrics(prometheus.NewRegistry(), version, commit),
 	}

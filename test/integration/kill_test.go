@@ -29,11 +29,12 @@ databases:
     drain_timeout: %s
     shutdown_grace: %s
 kafka: {brokers: %q, linger: %s, max_record: %s, max_buffered: %s}
+delivery: %s
 checkpoint: {topic: %q}
 admin: {listen: %q}
 log: {format: json}
 `, db.Name, db.DSN.Reveal(), db.Slot, db.Publication, db.Outbox[0].Topic, db.Messages.Topic, db.DrainTimeout, db.ShutdownGrace,
-		strings.Join(kafka.Brokers, ","), kafka.Linger, kafka.MaxRecord, kafka.MaxBuffered, w.cfg.Checkpoint.Topic, admin)))
+		strings.Join(kafka.Brokers, ","), kafka.Linger, kafka.MaxRecord, kafka.MaxBuffered, w.cfg.Delivery, w.cfg.Checkpoint.Topic, admin)))
 }
 
 // awaitStreaming waits until the process has begun to read the slot.
@@ -71,6 +72,27 @@ func TestKillUnderLoad(t *testing.T) {
 	}
 	w.daemon("")
 	l.audit()
+}
+
+// exactlyOnce makes a world's bridges commit events and checkpoints together.
+func exactlyOnce(cfg *config.Config) { cfg.Delivery = "exactly_once" }
+
+func TestExactlyOnceUnderKills(t *testing.T) {
+	random := newSeed(t)
+	w := newWorld(t, newest(t), exactlyOnce)
+	l := w.startLoad(random)
+	for round := range 20 {
+		c := w.daemon("")
+		if round%2 == 0 { // else also while it starts
+			c.awaitStreaming()
+		}
+		l.more(random.IntN(150))
+		c.kill()
+	}
+	w.daemon("")
+	if n := l.audit(); n != 0 {
+		t.Errorf("%d duplicates over 20 kills, want 0", n)
+	}
 }
 
 func TestTerminateUnderLoad(t *testing.T) {

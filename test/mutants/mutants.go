@@ -306,4 +306,25 @@ var mutants = []mutant{
 		checker: checker{"./sink", "TestSendWaitsForTheRequestOnItsWay"},
 		says:    "want a second request with all that came meanwhile",
 	},
+	{
+		name:    "commit-without-settling",
+		repeats: "a transaction is committed although the brokers refused one of its events: Kafka's own clients leave that to the caller",
+		edits: []edit{
+			{"sink/transaction.go", "if err := k.Flush(ctx); err != nil {\n\t\treturn err\n\t}", "_ = k.Flush(ctx)"},
+			{"sink/transaction.go", "published != acknowledged", "published < acknowledged"},
+		},
+		checker: checker{"./bridge", "TestExactlyOnceHaltsBeforePoison"},
+		says:    "are committed, want",
+	},
+	{
+		name:    "ahead-of-what-was-published",
+		repeats: "a checkpoint covers an event that is not in its transaction",
+		edits: []edit{{
+			"replication/inflight.go",
+			"f.run.index, f.index = index+1, index+1",
+			"f.run.index, f.index = index+1, index+2",
+		}},
+		checker: checker{"./replication", "TestInflightAheadIsWhatThereWillBe"},
+		says:    "with one:",
+	},
 }

@@ -38,13 +38,14 @@ type history struct {
 	partitions map[place][]*event // in commit order
 	places     map[lsn]bool       // where a record of the WAL begins or ends
 	confirmed  []lsn              // in the order in which the server learned of them
-	producers  map[int64]*stream
+	producers  map[producer]*stream
 	topicNames map[[16]byte]string
 	log        map[place]*partitionLog
 	duplicates int
 	records    int
 
-	ending     ending     // of the transaction of checkpoints, by the request that is pending
+	ending     ending     // of the transaction, by the request that is pending
+	unended    []placed   // batches of events in the transaction that is open
 	open       []position // checkpoints written in the transaction that is open
 	checkpoint *position  // the last that was committed, nil: none was
 	written    int        // checkpoints that were committed
@@ -65,15 +66,27 @@ type partitionLog struct {
 
 // batch is a batch of records of a produce request.
 type batch struct {
-	producer int64
+	producer producer
 	records  []kmsg.Record
 }
 
+// placed is a batch in a partition.
+type placed struct {
+	at place
+	*batch
+}
+
 func newHistory(w *world, start lsn) *history {
-	return &history{
+	h := &history{
 		world: w, byID: map[string]*event{}, partitions: map[place][]*event{}, places: map[lsn]bool{start: true},
-		producers: map[int64]*stream{}, topicNames: map[[16]byte]string{}, log: map[place]*partitionLog{},
+		producers: map[producer]*stream{}, topicNames: map[[16]byte]string{}, log: map[place]*partitionLog{},
 	}
+	for _, topic := range topics {
+		for p := range int32(partitions) {
+			h.log[place{topic, p}] = &partitionLog{} // an aborted transaction may leave a marker before there is any record
+		}
+	}
+	return h
 }
 
 // commit commits transactions as a group, and notes what must come of them before anybody
@@ -110,7 +123,7 @@ func (h *history) advance(n int) {
 }
 
 // produces is told of each produce request before the brokers see it.
-func (h *history) produces(p *process, producer int64) {
+func (h *history) produces(p *process, producer producer) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.producers[producer] != nil {
@@ -189,11 +202,16 @@ func (h *history) read(raw []byte) *batch {
 		h.world.violate("records that cannot be read: %v", err)
 		return nil
 	}
-	return &batch{b.ProducerID, records}
+	return &batch{producer{b.ProducerID, b.ProducerEpoch}, records}
 }
 
 // settle finds out whether the batches that are pending have been appended; mu is held.
 func (h *history) settle() {
+	if h.world.profile.exactlyOnce {
+		h.settleTransaction()
+		h.settleCheckpoint()
+		return
+	}
 	h.settleCheckpoint()
 	for at, l := range h.log {
 		if l.pending == nil {
@@ -216,7 +234,41 @@ func (h *history) settle() {
 	}
 }
 
-// appended judges a record that is in the log.
+// settleTransaction is settle for events that are part of transactions: they count from the commit on; mu is held.
+func (h *history) settleTransaction() {
+	ended := false
+	for at, l := range h.log {
+		if at.topic == checkpointTopic {
+			continue
+		}
+		end := h.kafka.PartitionInfo(at.topic, at.partition).HighWatermark
+		if l.pending != nil && end >= l.records+int64(len(l.pending.records)) {
+			l.records += int64(len(l.pending.records))
+			h.unended = append(h.unended, placed{at, l.pending})
+			l.pending = nil
+		}
+		if end == l.records+1 { // a marker; one that no request asked for is of a timeout
+			l.records, ended = end, true
+		}
+		if end != l.records {
+			h.world.violate("%v holds %d records, want %d", at, end, l.records)
+			l.records = end
+		}
+	}
+	if !ended {
+		return
+	}
+	if h.ending == committed {
+		for _, b := range h.unended {
+			for i := range b.records {
+				h.appended(b.at, h.producers[b.producer], &b.records[i])
+			}
+		}
+	}
+	h.unended = nil
+}
+
+// appended judges a record that is in the log, and committed.
 func (h *history) appended(at place, s *stream, r *kmsg.Record) {
 	h.records++
 	e := h.byID[header(r, "id")]
@@ -248,6 +300,9 @@ func (h *history) appended(at place, s *stream, r *kmsg.Record) {
 	s.sent = max(s.sent, e.txn.EndLSN)
 	if e.delivered {
 		h.duplicates++
+		if h.world.profile.exactlyOnce {
+			h.world.violate("duplicates: %v got event %s at %s once more, of process %d", at, e.id, position, s.process.n)
+		}
 		h.again(e, s)
 		return
 	}
@@ -368,7 +423,7 @@ func (h *history) complete(confirmed lsn) {
 	for _, topic := range topics {
 		for _, p := range h.kafka.PartitionInfos(topic) {
 			l := h.log[place{topic, p.Partition}]
-			if l == nil && p.HighWatermark != 0 || l != nil && p.HighWatermark != l.records {
+			if p.HighWatermark != l.records {
 				h.world.violate("phantom: %s/%d holds %d records that nobody saw", topic, p.Partition, p.HighWatermark)
 			}
 		}

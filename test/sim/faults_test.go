@@ -28,6 +28,7 @@ var (
 	cutPostgres      = fault{name: "connection to Postgres cut", breaks: true, plan: planCut(toPostgres)}
 	cutKafka         = fault{name: "connection to a broker cut", breaks: true, plan: planCut(toKafka)}
 	lostResponse     = fault{name: "produce response lost after the write", breaks: true, plan: planLostResponse}
+	lostCommit       = fault{name: "answer to the end of a transaction lost", breaks: true, plan: planLostCommit}
 	notLeader        = fault{name: "leader of a partition moved", breaks: true, plan: planNotLeader}
 	batchFailed      = fault{name: "batch failed for good", breaks: true, plan: planBatchFailed}
 	batchRefused     = fault{name: "batch failed, retriable", breaks: true, plan: planBatchRefused}
@@ -50,7 +51,7 @@ var (
 var faults = []*fault{
 	&cutPostgres, &cutKafka, &lostResponse, &notLeader, &batchFailed, &batchRefused, &errorAfterAppend, &slowAcks,
 	&brokersDown, &keepalive, &crash, &wentBack, &shutdown, &partition, &terminated, &slotTaken, &sigterm, &sigkill,
-	&huge, &equalLSNs,
+	&huge, &equalLSNs, &lostCommit,
 }
 
 // swarm chooses the faults of a run: few kinds of them, so that each run is unkind in its
@@ -109,6 +110,12 @@ func planLostResponse(w *world, r *rand.Rand, _ *fault) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.lose += 1 + r.IntN(2)
+}
+
+func planLostCommit(w *world, r *rand.Rand, _ *fault) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.loseEnds += 1 + r.IntN(2)
 }
 
 // planNotLeader moves partitions to other brokers, of which the client does not know.

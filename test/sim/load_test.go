@@ -30,6 +30,7 @@ type profile struct {
 	versions      *kversion.Versions // of Kafka
 	faults        int                // how many strike
 	interval      time.Duration      // of checkpoints; 0: there are none
+	exactlyOnce   bool
 }
 
 const (
@@ -62,7 +63,16 @@ func newProfile(r *rand.Rand) profile {
 	if r.IntN(16) == 0 {
 		p.huge = 600 + r.IntN(1000)
 	}
+	p.exactlyOnce = p.interval > 0 && r.IntN(2) == 0
 	return p
+}
+
+// delivery is the part of the configuration.
+func (p profile) delivery() string {
+	if p.exactlyOnce {
+		return "exactly_once"
+	}
+	return "at_least_once"
 }
 
 var versions = []*kversion.Versions{kversion.V2_8_0(), kversion.V3_6_0(), kversion.V3_6_0(), kversion.V4_0_0()}

@@ -132,14 +132,20 @@ func (w *wire) request(b []byte) {
 	if key != int16(kmsg.Produce) {
 		return
 	}
-	if id, ok := producerID(b); ok {
+	if id, ok := producerOf(b); ok {
 		w.process.world.history.produces(w.process, id)
 	}
 }
 
-// producerID returns the producer ID of a produce request, unless all its batches are empty:
+// producer is one life of a producer: brokers give a new epoch to each, and since KIP-890 to each transaction.
+type producer struct {
+	id    int64
+	epoch int16
+}
+
+// producerOf returns the producer of a produce request, unless all its batches are empty:
 // the client may have given them up while the request was on its way.
-func producerID(b []byte) (id int64, ok bool) {
+func producerOf(b []byte) (_ producer, ok bool) {
 	r := kbin.Reader{Src: b[6:]}
 	request := kmsg.NewPtrProduceRequest()
 	request.SetVersion(r.Int16())
@@ -151,15 +157,15 @@ func producerID(b []byte) (id int64, ok bool) {
 	if err := request.ReadFrom(r.Src); err != nil {
 		panic(err) // the client and we use the same library
 	}
-	const offset = 43 // of the producer ID in a record batch
+	const id, epoch = 43, 51 // offsets in a record batch
 	for _, t := range request.Topics {
 		for _, p := range t.Partitions {
 			if len(p.Records) > 0 {
-				return int64(binary.BigEndian.Uint64(p.Records[offset:])), true
+				return producer{int64(binary.BigEndian.Uint64(p.Records[id:])), int16(binary.BigEndian.Uint16(p.Records[epoch:]))}, true
 			}
 		}
 	}
-	return 0, false
+	return producer{}, false
 }
 
 func (w *wire) Read(b []byte) (int, error) {

@@ -64,7 +64,7 @@ func (w *world) calm() {
 	w.healing.Wait()
 	w.mu.Lock()
 	clear(w.nextCut)
-	w.lose = 0
+	w.lose, w.loseEnds = 0, 0
 	for _, p := range w.processes {
 		for wire := range p.live {
 			wire.mu.Lock()

@@ -46,6 +46,7 @@ type world struct {
 	nextCut   map[side]*cutAt    // for the next wire
 	slow      time.Duration      // added to every answer to a produce request
 	lose      int                // answers to produce requests
+	loseEnds  int                // answers to requests that end a transaction
 	noBrokers bool
 	noServer  bool // Postgres is down or on its way there
 	cutOff    bool // the network to Postgres swallows everything
@@ -140,7 +141,8 @@ kafka:
   max_record: %s
   max_buffered: %s
 checkpoint: %s
-`, strings.Join(w.kafka.ListenAddrs(), ","), w.profile.compression, w.profile.linger, w.profile.maxRecord, w.profile.maxBuffered, w.profile.checkpoint())), nil)
+delivery: %s
+`, strings.Join(w.kafka.ListenAddrs(), ","), w.profile.compression, w.profile.linger, w.profile.maxRecord, w.profile.maxBuffered, w.profile.checkpoint(), w.profile.delivery())), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -218,7 +220,7 @@ func (w *world) start() *process {
 	database := w.config.Databases[0]
 	database.DSN += config.Secret("?sslmode=disable&application_name=" + p.name())
 	p.bridge = bridge.New(bridge.Options{
-		Database: database, Kafka: w.config.Kafka, Checkpoint: w.config.Checkpoint, AdoptSlot: !w.history.hasCheckpoint(),
+		Database: database, Kafka: w.config.Kafka, Checkpoint: w.config.Checkpoint, ExactlyOnce: w.config.ExactlyOnce(), AdoptSlot: !w.history.hasCheckpoint(),
 		Log: w.log.With().Int("process", p.n).Logger(), Metrics: metrics(), Dial: p.dialKafka, DialPostgres: p.dialPostgres,
 	})
 	w.mu.Lock()
@@ -305,18 +307,24 @@ func (w *world) judgeStop(p *process) {
 func (w *world) answered(r *rand.Rand, key int16) (delay time.Duration, lost bool) {
 	w.mu.Lock()
 	slow := w.slow
-	if key != int16(kmsg.Produce) {
-		slow = 0
-	} else if w.lose > 0 {
+	by := &lostResponse
+	switch {
+	case key == int16(kmsg.Produce) && w.lose > 0:
 		w.lose--
 		lost = true
+	case key == int16(kmsg.EndTxn) && w.loseEnds > 0:
+		w.loseEnds--
+		lost, by = true, &lostCommit
+	}
+	if key != int16(kmsg.Produce) {
+		slow = 0
 	}
 	w.mu.Unlock()
 	if slow > 0 {
 		w.struck(&slowAcks)
 	}
 	if lost {
-		w.struck(&lostResponse)
+		w.struck(by)
 	}
 	if latency := int64(w.profile.latency); latency > 0 {
 		delay = time.Duration(latency/2 + r.Int64N(latency))
