@@ -53,7 +53,7 @@ func plan(o options) ([]spec, error) {
 		{bigBacklog, []fill{{"rows", 1, 1_000_000}}, 0, 3, []string{recvlogical, coalescer, walferry}},
 	}
 	if o.quick {
-		specs = []spec{{rowsBacklog, []fill{{"rows", 125_000, 1}, {"rows", 1_250, 100}}, 0, 4, append(slices.Clone(all), exactlyOnce, debezium)}}
+		specs = []spec{{rowsBacklog, []fill{{"rows", 125_000, 1}, {"rows", 1_250, 100}}, 0, 3, append(slices.Clone(all), exactlyOnce, debezium)}}
 	}
 	if o.growth {
 		specs = append(specs, spec{emptyBacklog, nil, 0, 4, []string{walferry}})
