@@ -74,13 +74,18 @@ func judge(r *Results) []Verdict {
 
 // judgeOnce looks at how soon an event is visible with exactly-once.
 func judgeOnce(all []latencySummary) Verdict {
-	p50, measured := 0.0, false
+	p50 := medianOf(all, latencyKey{latencyCase{rate: 1000}, exactlyOnce}, "50")
+	return atMost("p50 from commit to consumer at 1,000 events/s with exactly-once, ms", p50, targetOnceP50, p50 > 0)
+}
+
+// medianOf returns the median of a quantile over the rounds, in ms, 0 if it was not measured.
+func medianOf(all []latencySummary, key latencyKey, quantile string) float64 {
 	for _, l := range all {
-		if l.latencyKey == (latencyKey{latencyCase{rate: 1000}, exactlyOnce}) {
-			p50, measured = l.medians[slices.Index(quantiles(), "50")], true
+		if l.latencyKey == key {
+			return l.medians[slices.Index(quantiles(), quantile)]
 		}
 	}
-	return atMost("p50 from commit to consumer at 1,000 events/s with exactly-once, ms", p50, targetOnceP50, measured)
+	return 0
 }
 
 // judgeLatency compares a quantile with that of an application that publishes directly.
@@ -89,13 +94,10 @@ func judgeLatency(all []latencySummary, rate int, quantile string, want float64)
 		Target:  fmt.Sprintf("p%s from commit to consumer at %s events/s, × publishing directly ≤ %.2f", quantile, thousands(float64(rate)), want),
 		Outcome: unjudged, Figure: "not measured",
 	}
-	ms := map[string]float64{} // by contestant
-	for _, l := range all {
-		if l.latencyCase == (latencyCase{rate: rate}) {
-			ms[l.contestant] = l.medians[slices.Index(quantiles(), quantile)]
-		}
+	of := func(contestant string) float64 {
+		return medianOf(all, latencyKey{latencyCase{rate: rate}, contestant}, quantile)
 	}
-	bridged, published := ms[walferry], ms[direct]
+	bridged, published := of(walferry), of(direct)
 	if bridged == 0 || published == 0 {
 		return v
 	}

@@ -113,16 +113,24 @@ func (r *latencyReader) checkNoMore(ctx context.Context) error {
 
 // countRecords returns how many records were appended to the topic.
 func countRecords(ctx context.Context, client *kgo.Client, topic string) (int64, error) {
+	listed, err := endOffsets(ctx, client, topic)
+	if err != nil {
+		return 0, err
+	}
+	var records int64
+	listed.Each(func(o kadm.ListedOffset) { records += o.Offset })
+	return records, nil
+}
+
+func endOffsets(ctx context.Context, client *kgo.Client, topic string) (kadm.ListedOffsets, error) {
 	listed, err := kadm.NewClient(client).ListEndOffsets(ctx, topic)
 	if err == nil {
 		err = listed.Error()
 	}
 	if err != nil {
-		return 0, fmt.Errorf("list the end offsets of topic %s: %w", topic, err)
+		return nil, fmt.Errorf("list the end offsets of topic %s: %w", topic, err)
 	}
-	var records int64
-	listed.Each(func(o kadm.ListedOffset) { records += o.Offset })
-	return records, nil
+	return listed, nil
 }
 
 // countCommitted reads a topic, by a client of its own, and returns how many of its records are committed.
@@ -133,12 +141,9 @@ func countCommitted(ctx context.Context, like *kgo.Client, topic string) (record
 		return 0, fmt.Errorf("configure the consumer: %w", err)
 	}
 	defer client.Close()
-	listed, err := kadm.NewClient(client).ListEndOffsets(ctx, topic)
-	if err == nil {
-		err = listed.Error()
-	}
+	listed, err := endOffsets(ctx, client, topic)
 	if err != nil {
-		return 0, fmt.Errorf("list the end offsets of topic %s: %w", topic, err)
+		return 0, err
 	}
 	last := map[int32]int64{} // offsets of the partitions that are not read to their end
 	listed.Each(func(o kadm.ListedOffset) {

@@ -48,20 +48,28 @@ func (b *batch) take(ctx context.Context) error {
 	if b == nil {
 		return nil
 	}
+	err := b.lock(ctx)
+	b.held = err == nil
+	return err
+}
+
+// lock waits for the turn, whose end is unlock.
+func (b *batch) lock(ctx context.Context) error {
 	select {
 	case b.turn <- struct{}{}:
-		b.held = true
 		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
 }
 
+func (b *batch) unlock() { <-b.turn }
+
 // leave ends the pump's turn, if it has it.
 func (b *batch) leave() {
 	if b != nil && b.held {
 		b.held = false
-		<-b.turn
+		b.unlock()
 	}
 }
 
@@ -71,8 +79,13 @@ func (b *batch) wanted() {
 		return
 	}
 	b.waits.Store(true)
+	tell(b.due)
+}
+
+// tell wakes who waits, or whoever waits next.
+func tell(c chan<- struct{}) {
 	select {
-	case b.due <- struct{}{}:
+	case c <- struct{}{}:
 	default: // it is told
 	}
 }
@@ -121,17 +134,15 @@ func (b *batch) shrink(ctx context.Context, most, mostBytes int) error {
 	}
 }
 
-// hurry reports whether each progress is to be committed at once.
-func (b *batch) hurry() bool { return b.waits.Load() || b.session.waiters.Load() > 0 }
+// overdue reports whether something waits to be committed.
+func (b *batch) overdue() bool { return b != nil && b.waits.Load() }
+
+// spoiled reports whether an event has failed, so that nothing of the transaction can be committed.
+func (b *batch) spoiled() bool { return b != nil && b.session.sink.Failed() != nil }
 
 // Pause implements checkpoint.Events.
 func (b *batch) Pause(ctx context.Context) (resume func(), err error) {
-	select {
-	case b.turn <- struct{}{}:
-		return func() { <-b.turn }, nil
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	}
+	return b.unlock, b.lock(ctx)
 }
 
 // Ahead implements checkpoint.Events.
@@ -141,10 +152,7 @@ func (b *batch) Ahead() replication.Progress { return b.session.inflight.Ahead()
 func (b *batch) Committed() {
 	b.session.sink.Committed()
 	b.waits.Store(false)
-	select {
-	case b.room <- struct{}{}:
-	default:
-	}
+	tell(b.room)
 }
 
 // Failed implements checkpoint.Events.

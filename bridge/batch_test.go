@@ -15,7 +15,6 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
-	"github.com/walferry/walferry/checkpoint"
 	"github.com/walferry/walferry/internal/walsender"
 )
 
@@ -132,15 +131,7 @@ func TestExactlyOnceFencesAFrozenInstance(t *testing.T) {
 		r.commit(event(1))
 		<-held
 
-		other, err := r.options.checkpoints("7000")
-		if err != nil {
-			t.Fatal(err)
-		}
-		store, err := checkpoint.Open(t.Context(), other)
-		if err != nil {
-			t.Fatal(err)
-		}
-		store.Close()
+		r.fence()
 		close(release)
 		sleep(time.Second)
 		if s := r.bridge.Status(); s.LastError == "" {

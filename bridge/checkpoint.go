@@ -57,11 +57,11 @@ func (s *session) resume(ctx context.Context) error {
 	}
 	k := &checkpoint.Keeper{
 		Store: s.store, Key: cfg.Key, Interval: s.options.Checkpoint.Interval,
-		Progress: s.inflight.Progress, Written: s.checkpointed, Hurry: func() bool { return s.waiters.Load() > 0 },
+		Progress: s.inflight.Progress, Written: s.checkpointed, Hurry: func() bool { return s.waiters.Load() > 0 || s.batch.overdue() },
 	}
 	if s.batch != nil {
 		s.sink.Use(s.store.Client())
-		k.Events, k.Due, k.Hurry, k.Interval = s.batch, s.batch.due, s.batch.hurry, min(k.Interval, batchTime)
+		k.Events, k.Due, k.Interval = s.batch, s.batch.due, min(k.Interval, batchTime)
 		if v := s.store.TransactionVersion(); v < 2 {
 			s.log.Warn().Int16("transaction_version", v).Msg("the brokers' transactions are those before KIP-890: late requests of one can become part of the next, so exactly-once is not sure; Kafka 4.0 with transaction.version=2 is")
 		}
@@ -195,7 +195,7 @@ func (s *session) lastCheckpoint(ctx context.Context) error {
 	switch {
 	case k == nil:
 		return nil
-	case s.batch != nil && s.sink.Failed() != nil:
+	case s.batch.spoiled():
 		return nil // the next session aborts the transaction, and what precedes the event that failed comes again
 	}
 	return k.Write(ctx)

@@ -182,21 +182,27 @@ func TestALargeTransactionGoesOnWhereItStood(t *testing.T) {
 	})
 }
 
+// fence takes the right to write checkpoints away from the bridge, as another instance would.
+func (r *rig) fence() {
+	r.t.Helper()
+	other, err := r.options.checkpoints("7000")
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	store, err := checkpoint.Open(r.t.Context(), other)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	store.Close()
+}
+
 func TestAFrozenInstanceIsFenced(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		r := newCheckpointedRig(t, time.Second)
 		r.start()
 		r.commit(event(0))
 		sleep(5 * time.Second)
-		other, err := r.options.checkpoints("7000")
-		if err != nil {
-			t.Fatal(err)
-		}
-		store, err := checkpoint.Open(t.Context(), other)
-		if err != nil {
-			t.Fatal(err)
-		}
-		store.Close()
+		r.fence()
 		r.commit(event(1))
 		sleep(1200 * time.Millisecond)
 		if s := r.bridge.Status(); !strings.Contains(s.LastError, "has taken over") {

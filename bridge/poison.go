@@ -156,7 +156,7 @@ func (s *session) notePoison(ctx context.Context, err error) {
 // writeNote writes beside the checkpoint. A transaction with an event that failed cannot be used for that: it is aborted by
 // opening the checkpoints once more.
 func (s *session) writeNote(ctx context.Context, note map[string][]byte) error {
-	if s.batch != nil && s.sink.Failed() != nil {
+	if s.batch.spoiled() {
 		cfg, err := s.options.checkpoints(s.stream.Server.SystemID)
 		if err != nil {
 			return err

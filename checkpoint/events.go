@@ -59,6 +59,10 @@ func (c *Store) Client() *kgo.Client { return c.client }
 // TransactionVersion returns the brokers' transaction.version, with Config.Producer; see KIP-890.
 func (c *Store) TransactionVersion() int16 { return c.transactionVersion }
 
+// hasEvents reports whether a transaction of somebody's events is open: with Config.Producer always, once the checkpoints
+// are read.
+func (c *Store) hasEvents() bool { return c.values != nil && c.cfg.Producer != nil }
+
 // producer is what the brokers know a client by.
 type producer struct {
 	id    int64

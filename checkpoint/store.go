@@ -262,8 +262,7 @@ func (c *Store) write(ctx context.Context, values map[string][]byte) error {
 	if err := c.produce(ctx, values); err != nil {
 		return c.refused(ctx, err)
 	}
-	events := c.values != nil && c.cfg.Producer != nil
-	if events {
+	if c.hasEvents() {
 		if err := c.cfg.Settle(ctx); err != nil {
 			return withCause(ctx, err)
 		}
@@ -274,13 +273,13 @@ func (c *Store) write(ctx context.Context, values map[string][]byte) error {
 	if err := c.client.AbortBufferedRecords(ctx); err != nil {
 		return c.refused(ctx, err)
 	}
-	if events {
+	if c.hasEvents() {
 		if err := c.sameProducer(ctx); err != nil {
 			return c.refused(ctx, err)
 		}
 	}
 	err := c.client.EndTransaction(ctx, kgo.TryCommit)
-	if err == nil && events {
+	if err == nil && c.hasEvents() {
 		err = c.begin(ctx)
 	}
 	return c.refused(ctx, err)
@@ -292,7 +291,7 @@ func (c *Store) produce(ctx context.Context, values map[string][]byte) error {
 	if _, _, err := c.client.ProducerID(ctx); err != nil {
 		return err
 	}
-	if c.values == nil || c.cfg.Producer == nil { // else it is open
+	if !c.hasEvents() { // else it is open
 		if err := c.client.BeginTransaction(); err != nil {
 			return err
 		}

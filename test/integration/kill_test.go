@@ -58,9 +58,15 @@ func (c *command) kill() {
 }
 
 func TestKillUnderLoad(t *testing.T) {
-	random := newSeed(t)
 	// Linger, so that a killed process takes events with it.
-	w := newWorld(t, newest(t), func(cfg *config.Config) { cfg.Kafka.Linger = 50 * time.Millisecond })
+	killUnderLoad(t, func(cfg *config.Config) { cfg.Kafka.Linger = 50 * time.Millisecond })
+}
+
+// killUnderLoad kills walferry 20 times, and returns how many duplicates there are.
+func killUnderLoad(t *testing.T, edit func(*config.Config)) int {
+	t.Helper()
+	random := newSeed(t)
+	w := newWorld(t, newest(t), edit)
 	l := w.startLoad(random)
 	for round := range 20 {
 		c := w.daemon("")
@@ -71,26 +77,14 @@ func TestKillUnderLoad(t *testing.T) {
 		c.kill()
 	}
 	w.daemon("")
-	l.audit()
+	return l.audit()
 }
 
 // exactlyOnce makes a world's bridges commit events and checkpoints together.
 func exactlyOnce(cfg *config.Config) { cfg.Delivery = "exactly_once" }
 
 func TestExactlyOnceUnderKills(t *testing.T) {
-	random := newSeed(t)
-	w := newWorld(t, newest(t), exactlyOnce)
-	l := w.startLoad(random)
-	for round := range 20 {
-		c := w.daemon("")
-		if round%2 == 0 { // else also while it starts
-			c.awaitStreaming()
-		}
-		l.more(random.IntN(150))
-		c.kill()
-	}
-	w.daemon("")
-	if n := l.audit(); n != 0 {
+	if n := killUnderLoad(t, exactlyOnce); n != 0 {
 		t.Errorf("%d duplicates over 20 kills, want 0", n)
 	}
 }
