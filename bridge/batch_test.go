@@ -142,6 +142,23 @@ func TestExactlyOnceFencesAFrozenInstance(t *testing.T) {
 	})
 }
 
+// refuse has the brokers refuse each request with an event, which must not be compressed.
+func (r *rig) refuse(id string) *kfake.FaultHandle {
+	return r.kafka.Fault(kfake.Fault{
+		Keys: []kmsg.Key{kmsg.Produce}, Topic: "outbox.event.order", Partitions: []int32{0}, Err: kerr.MessageTooLarge, Count: 1000,
+		When: func(request kmsg.Request) bool {
+			for _, topic := range request.(*kmsg.ProduceRequest).Topics {
+				for _, p := range topic.Partitions {
+					if bytes.Contains(p.Records, []byte(id)) {
+						return true
+					}
+				}
+			}
+			return false
+		},
+	})
+}
+
 // A record that only the brokers refuse takes its transaction with it. What precedes it comes again, and is committed.
 func TestExactlyOnceHaltsBeforePoison(t *testing.T) {
 	bubble(t, func(t *testing.T) {
@@ -164,19 +181,7 @@ func TestExactlyOnceHaltsBeforePoison(t *testing.T) {
 		r.start()
 		r.commit(event(0))
 		sleep(time.Second)
-		refusing := r.kafka.Fault(kfake.Fault{
-			Keys: []kmsg.Key{kmsg.Produce}, Topic: "outbox.event.order", Partitions: []int32{0}, Err: kerr.MessageTooLarge, Count: 1000,
-			When: func(request kmsg.Request) bool {
-				for _, topic := range request.(*kmsg.ProduceRequest).Topics {
-					for _, p := range topic.Partitions {
-						if bytes.Contains(p.Records, []byte("id-5")) {
-							return true
-						}
-					}
-				}
-				return false
-			},
-		})
+		refusing := r.refuse("id-5")
 		r.commit(event(1), event(2), event(3), event(4), event(5), event(6))
 		r.mustEnd(Poison, "MESSAGE_TOO_LARGE")
 		r.mustHaveOnce(1)
@@ -199,4 +204,44 @@ func TestExactlyOnceHaltsBeforePoison(t *testing.T) {
 		r.finishAfter(5 * time.Second)
 		r.mustHaveOnce(7)
 	})
+}
+
+// Whether the brokers take an event they are asked in a transaction, which is aborted.
+func TestExactlyOnceAsksTheBrokersInVain(t *testing.T) {
+	for _, taken := range []bool{false, true} {
+		bubble(t, func(t *testing.T) {
+			r := newExactlyOnceRig(t)
+			r.options.Kafka.Compression, r.options.Kafka.DeadLetterTopic = "none", deadLetterTopic
+			r.seed(deadLetterTopic)
+			r.bridge = New(r.options)
+			r.start()
+			r.commit(event(0))
+			sleep(time.Second)
+			refusing := r.refuse("id-1")
+			at := first(r.commit(event(1)))
+			r.mustEnd(Poison, "MESSAGE_TOO_LARGE")
+			if n := r.poisoned().Note; n == nil || n.Position != at.String() {
+				t.Fatalf("the note is %+v", n)
+			}
+			if taken {
+				refusing.Remove()
+			}
+			_, err := MoveToDeadLetters(t.Context(), r.options, at)
+			if refused := err != nil && strings.Contains(err.Error(), "the brokers take it now"); refused != taken || err != nil && !taken {
+				t.Errorf("%v", err)
+			}
+			if n := len(r.records(deadLetterTopic)); (n == 0) != taken {
+				t.Errorf("%d dead letters", n)
+			}
+			r.mustHaveOnce(1)
+			r.again()
+			r.start()
+			r.finishAfter(5 * time.Second)
+			if taken {
+				r.mustHaveOnce(2)
+			} else {
+				r.mustHaveOnce(1)
+			}
+		})
+	}
 }

@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -71,11 +72,14 @@ func moveToDeadLetters(ctx context.Context, o Options, at decode.Position) (*Dea
 	slot, err := replication.ReadSlot(ctx, s.watch.Conn, s.db.Slot)
 	defer s.beside(ctx)() // it confirms what the slot has confirmed already, no more
 	defer context.AfterFunc(ctx, s.stream.Interrupt)()
+	if err == nil && o.ExactlyOnce {
+		s.sink, s.batch, err = s.newBatch(ctx)
+	}
 	if err == nil {
 		err = s.resume(ctx)
 	}
 	if s.store != nil {
-		defer s.store.Close()
+		defer func() { s.store.Close() }() // the one that is open then: see abort
 	}
 	if err == nil {
 		err = s.recallPoison(ctx)
@@ -162,14 +166,7 @@ func (s *session) whyPoison(ctx context.Context, ev *decode.Event) (string, erro
 			"`walferry run` publishes it; if it halts there, `walferry poison show` says why",
 		}
 	}
-	k, err := s.openSink(ctx)
-	if err != nil {
-		return "", err
-	}
-	defer k.Close()
-	if err = k.Publish(ctx, ev, time.Now(), func(error) {}); err == nil {
-		err = k.Flush(ctx)
-	}
+	err := s.try(ctx, ev)
 	if e, ok := errors.AsType[sink.EventError](err); ok && stuck(err) {
 		return e.Why(), nil
 	}
@@ -177,9 +174,29 @@ func (s *session) whyPoison(ctx context.Context, ev *decode.Event) (string, erro
 		return "", err
 	}
 	return "", &DeadLetterError{
-		fmt.Sprintf("event %s is not moved: the brokers take it now, and it is published", ev.Position),
+		fmt.Sprintf("event %s is not moved: the brokers take it now", ev.Position),
 		"restart walferry; if it halts there again, the brokers refuse the batch around it: raise max.message.bytes of the topic to kafka.max_record, or lower kafka.max_record",
 	}
+}
+
+// try publishes an event alone: with exactly-once in a transaction that it aborts.
+func (s *session) try(ctx context.Context, ev *decode.Event) error {
+	if s.batch == nil {
+		k, err := s.openSink(ctx)
+		if err != nil {
+			return err
+		}
+		defer k.Close()
+		if err := k.Publish(ctx, ev, time.Now(), func(error) {}); err != nil {
+			return err
+		}
+		return k.Flush(ctx)
+	}
+	err := s.sink.Publish(ctx, ev, time.Now(), func(error) {})
+	if err == nil {
+		err = s.sink.Settle(ctx)
+	}
+	return cmp.Or(s.abort(ctx), err)
 }
 
 // letter makes the record of a dead letter, with what a person needs to read it.

@@ -153,20 +153,27 @@ func (s *session) notePoison(ctx context.Context, err error) {
 	}
 }
 
-// writeNote writes beside the checkpoint. A transaction with an event that failed cannot be used for that: it is aborted by
-// opening the checkpoints once more.
+// writeNote writes beside the checkpoint, not in a transaction that has an event which failed.
 func (s *session) writeNote(ctx context.Context, note map[string][]byte) error {
 	if s.batch.spoiled() {
-		cfg, err := s.options.checkpoints(s.stream.Server.SystemID)
-		if err != nil {
+		if err := s.abort(ctx); err != nil {
 			return err
 		}
-		s.store.Close()
-		store, err := checkpoint.Open(ctx, cfg)
-		if err != nil {
-			return err
-		}
-		s.store = store
 	}
 	return s.store.Write(ctx, note)
+}
+
+// abort aborts the transaction by opening the checkpoints once more, from then on without events.
+func (s *session) abort(ctx context.Context) error {
+	cfg, err := s.options.checkpoints(s.stream.Server.SystemID)
+	if err != nil {
+		return err
+	}
+	s.store.Close()
+	store, err := checkpoint.Open(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	s.store = store
+	return nil
 }

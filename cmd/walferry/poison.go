@@ -151,7 +151,7 @@ func chosen(path, name string) (cfg *config.Config, databases []config.Database,
 func options(cfg *config.Config, db config.Database) bridge.Options {
 	cfg.Log.Level = "warn"
 	return bridge.Options{
-		Database: db, Kafka: cfg.Kafka, Checkpoint: cfg.Checkpoint, Log: newLogger(cfg.Log, os.Stderr),
-		Metrics: bridge.NewMetrics(prometheus.NewRegistry(), version, commit),
+		Database: db, Kafka: cfg.Kafka, Checkpoint: cfg.Checkpoint, ExactlyOnce: cfg.ExactlyOnce(),
+		Log: newLogger(cfg.Log, os.Stderr), Metrics: bridge.NewMetrics(prometheus.NewRegistry(), version, commit),
 	}
 }
