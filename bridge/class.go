@@ -100,7 +100,7 @@ var rules = []rule{
 	as(func(e *decode.MalformedError) verdict { return malformed }),
 	as(func(e *replication.MalformedError) verdict { return malformed }),
 	as(missingTopic),
-	is(Retry, "", checkpoint.ErrUnanswered, replication.ErrStreamEnded, replication.ErrSilent, replication.ErrServerShutdown, replication.ErrInRecovery,
+	is(Retry, "", checkpoint.ErrUnanswered, replication.ErrStreamEnded, replication.ErrSilent, replication.ErrStoodStill, replication.ErrServerShutdown, replication.ErrInRecovery,
 		replication.ErrOtherServer, pgconn.ErrConnClosed, // all that pgx may leave of a connection that broke in an answer
 		pgconn.ErrReadOnlyConnection, pgconn.ErrStandbyConnection), // target_session_attrs: a failover is under way
 	as(func(e *pgconn.PgError) verdict { return sqlState(e.Code) }),

@@ -71,6 +71,7 @@ func TestErrorsOfTheRooms(t *testing.T) {
 		{"a malformed replication message", &replication.MalformedError{Size: 1}, Fatal, "nothing was confirmed past it"},
 		{"an outage of Kafka", fmt.Errorf("write: %w", checkpoint.ErrUnanswered), Retry, ""},
 		{"the stream's end", replication.ErrStreamEnded, Retry, ""},
+		{"frozen", fmt.Errorf("slot: %w", replication.ErrStoodStill), Retry, ""},
 		{"silence", fmt.Errorf("slot: %w", replication.ErrSilent), Retry, ""},
 		{"a shutdown", fmt.Errorf("slot: %w", replication.ErrServerShutdown), Retry, ""},
 		{"a standby", replication.ErrInRecovery, Retry, ""},

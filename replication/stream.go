@@ -38,9 +38,11 @@ type Stream struct {
 	frames  *frames
 	slot    string
 	message Message
-	commit  int64       // of the current transaction, microseconds since 2000 by the server's clock
-	sent    int64       // of the last message, the same
-	asked   atomic.Bool // the server wants a status update
+	opened  time.Time
+	updated atomic.Int64 // time since opened, in nanoseconds, when the last status update was written
+	commit  int64        // of the current transaction, microseconds since 2000 by the server's clock
+	sent    int64        // of the last message, the same
+	asked   atomic.Bool  // the server wants a status update
 }
 
 // Message is one message of the walsender. It belongs to the Stream and is valid,
@@ -60,6 +62,9 @@ func (m *Message) Keepalive() bool { return m.Data == nil }
 var (
 	// ErrStreamEnded is the regular end of a stream: the server is shutting down.
 	ErrStreamEnded = errors.New("the server ended the stream")
+	// ErrStoodStill is a process that was frozen, or starved, for longer than wal_sender_timeout: the server has given
+	// the slot up, and somebody else may have it. What was received meanwhile is not ours to publish.
+	ErrStoodStill = errors.New("this process stood still for longer than wal_sender_timeout: another may have the slot")
 	// ErrInterrupted is a Receive that Interrupt woke up. The stream is whole.
 	ErrInterrupted = errors.New("receive was interrupted")
 )
@@ -96,7 +101,7 @@ func Open(ctx context.Context, cfg Config, sql *pgx.Conn) (*Stream, error) {
 	if err := slot.Check(server.Database); err != nil {
 		return nil, err
 	}
-	s := &Stream{Server: server, Publication: publication, slot: cfg.Slot}
+	s := &Stream{Server: server, Publication: publication, slot: cfg.Slot, opened: time.Now()}
 	if err := s.connect(ctx, cfg.Conn); err != nil {
 		return nil, err
 	}
@@ -161,16 +166,19 @@ func (s *Stream) start(ctx context.Context, cfg Config, sql *pgx.Conn) error {
 		return readErr
 	}
 	s.Start, s.WALEnd = slot.ConfirmedFlush, slot.SnapshotLSN
+	s.heard(time.Now())
 	return nil
 }
 
 // Receive returns the next message. It fails with ErrInterrupted after Interrupt,
-// ErrStreamEnded at a regular end, *PreconditionError when the server says that it
+// ErrStreamEnded at a regular end, ErrStoodStill, *PreconditionError when the server says that it
 // leaves out a publication, else with the server's or the network's error.
 func (s *Stream) Receive() (*Message, error) {
 	for {
 		kind, body, err := s.frames.next()
 		switch {
+		case err == nil && s.lapsed(s.frames.last):
+			err = ErrStoodStill
 		case err == nil && kind == 'd': // CopyData
 			return s.parse(body)
 		case err == nil:
@@ -183,6 +191,16 @@ func (s *Stream) Receive() (*Message, error) {
 		}
 	}
 }
+
+// lapsed reports whether the server may have given up on us before at. It counts from our last status update, and so at
+// least as long as the server, which counts from when it got it. No update comes behind that: it stays so.
+func (s *Stream) lapsed(at time.Time) bool {
+	timeout := s.Server.SenderTimeout
+	return timeout > 0 && at.Sub(s.opened)-time.Duration(s.updated.Load()) > timeout
+}
+
+// heard notes that the server will have heard from us.
+func (s *Stream) heard(at time.Time) { s.updated.Store(int64(at.Sub(s.opened))) }
 
 // other takes what a server may send beside data.
 func (s *Stream) other(kind byte, body []byte) error {
@@ -289,10 +307,14 @@ func (s *Stream) setWriteDeadline(t time.Time) { _ = s.conn.Conn().SetWriteDeadl
 // to the same buffer once a Receive has failed.
 func (s *Stream) send(lsn LSN, reply bool, timeout time.Duration) error {
 	now := time.Now()
+	if s.lapsed(now) {
+		return fmt.Errorf("slot %q: %w", s.slot, ErrStoodStill)
+	}
 	s.setWriteDeadline(now.Add(timeout))
 	if _, err := s.conn.Conn().Write(statusUpdate(lsn, now, reply)); err != nil {
 		return fmt.Errorf("confirm %s to slot %q: %w", lsn, s.slot, err)
 	}
+	s.heard(now)
 	return nil
 }
 

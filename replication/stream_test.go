@@ -3,7 +3,9 @@ package replication
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/jackc/pglogrepl"
@@ -67,5 +69,37 @@ func TestWithheld(t *testing.T) {
 	}
 	if plain := withheld(&pgconn.PgError{Code: "57P01", Message: "terminating"}); plain.Message != "terminating" {
 		t.Errorf("the message is gone: %v", plain)
+	}
+}
+
+// A process that was frozen finds in its socket what the server sent before it gave up: that may be published by another.
+func TestWhatComesBehindAPauseIsNotOurs(t *testing.T) {
+	row := append([]byte{'d', 0, 0, 0, 34, pglogrepl.XLogDataByteID}, make([]byte, 29)...)
+	for _, c := range []struct {
+		name      string
+		timeout   time.Duration
+		lastHeard time.Duration
+		want      error
+	}{
+		{"heard from in time", time.Minute, time.Second, nil},
+		{"silent for too long", time.Minute, 0, ErrStoodStill},
+		{"no timeout", 0, 0, nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := Stream{frames: newFrames(bytes.NewReader(row)), Server: Server{SenderTimeout: c.timeout}, opened: time.Now()}
+				<-time.After(c.lastHeard)
+				s.heard(time.Now())
+				<-time.After(time.Minute + time.Millisecond - c.lastHeard)
+				if c.want != nil { // nor is it ours again by a late status update
+					if err := s.send(0, false, time.Second); !errors.Is(err, c.want) {
+						t.Errorf("%v, want %v", err, c.want)
+					}
+				}
+				if _, err := s.Receive(); !errors.Is(err, c.want) {
+					t.Errorf("%v, want %v", err, c.want)
+				}
+			})
+		})
 	}
 }
