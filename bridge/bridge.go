@@ -129,7 +129,7 @@ func New(o Options) *Bridge {
 const (
 	backoffFirst = 250 * time.Millisecond
 	backoffLast  = 5 * time.Second
-	standbyWait  = time.Second
+	standbyWait  = 250 * time.Millisecond
 	logAgain     = time.Minute // for an error that repeats
 )
 
@@ -199,6 +199,9 @@ func (b *Bridge) session(stop context.Context) (confirmed bool, err error) {
 		if errors.Is(err, replication.ErrNoSlot) {
 			err = cmp.Or(b.missingSlot(opening), err)
 		}
+		if classify(err).class == Standby {
+			b.awaitSlot(opening)
+		}
 		return false, err
 	}
 	defer s.stream.Close(ctx)
@@ -210,6 +213,21 @@ func (b *Bridge) session(stop context.Context) (confirmed bool, err error) {
 	b.confirmed.Store(uint64(s.stream.Start)) // Postgres may have forgotten what we told it
 	err = s.run(ctx, stop)
 	return b.confirmed.Load() > uint64(s.stream.Start), err
+}
+
+// awaitSlot waits until nobody has the slot, or ctx ends. It is a cheap question, asked often on one connection: to try and
+// open the stream each time would cost the server two processes.
+func (b *Bridge) awaitSlot(ctx context.Context) {
+	cfg, err := b.connConfig()
+	if err != nil {
+		return // the next session says so
+	}
+	sql, err := replication.ConnectSQL(ctx, cfg)
+	if err != nil {
+		return
+	}
+	replication.AwaitFree(ctx, sql, b.db.Slot)
+	_ = sql.Close(ctx) // it only read
 }
 
 const (

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -116,6 +117,26 @@ func (s *Slot) Check(database string) error {
 		return refuse("its creation did not finish: "+other, "slot %q has no confirmed_flush_lsn", s.Name)
 	}
 	return nil
+}
+
+// freeEvery is how often AwaitFree looks.
+const freeEvery = 250 * time.Millisecond
+
+// AwaitFree waits until nobody holds the slot, ctx ends, or the slot cannot be read.
+func AwaitFree(ctx context.Context, conn *pgx.Conn, slot string) {
+	tick := time.NewTicker(freeEvery)
+	defer tick.Stop()
+	for {
+		s, err := ReadSlot(ctx, conn, slot)
+		if err != nil || !s.Active {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
 }
 
 // Holder describes who holds an active slot, for people to find it.
