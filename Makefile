@@ -88,9 +88,9 @@ mutants: ## Plant known bugs one at a time; the tests must turn red for each
 	$(GO) run ./test/mutants
 
 .PHONY: faults
-faults: servers build ## Break real servers by the fault matrix (ROW=1,20: only these rows)
+faults: servers build ## Break real servers by the fault matrix (ROW=1,20: only these rows; DELIVERY=exactly_once: only with it)
 	$(GO) test -c -tags faults -o bin/faults.test ./test/integration
-	cd test/integration && ROW='$(ROW)' ../../bin/faults.test -test.run '^TestFaults$$' -test.timeout 90m
+	cd test/integration && ROW='$(ROW)' DELIVERY='$(DELIVERY)' ../../bin/faults.test -test.run '^TestFaults$$' -test.timeout 180m
 
 .PHONY: soak
 soak: servers build ## Break real servers at random (MINUTES=2; SEED=n repeats the choices)

@@ -143,7 +143,7 @@ func (w *world) configFile(admin string) string {
 	fmt.Fprintf(&b, "    messages: {prefix: %q, topic: %q}\n", db.Messages.Prefix, db.Messages.Topic)
 	fmt.Fprintf(&b, "kafka: {brokers: %q, topics: {create: %t}, max_record: %s}\n",
 		strings.Join(kafka.Brokers, ","), kafka.Topics.Create, kafka.MaxRecord)
-	fmt.Fprintf(&b, "checkpoint: {topic: %q}\nadmin: {listen: %q}\nlog: {format: json}\n", w.cfg.Checkpoint.Topic, admin)
+	fmt.Fprintf(&b, "delivery: %s\ncheckpoint: {topic: %q}\nadmin: {listen: %q}\nlog: {format: json}\n", w.cfg.Delivery, w.cfg.Checkpoint.Topic, admin)
 	return writeFile(w.t, b.String())
 }
 

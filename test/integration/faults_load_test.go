@@ -23,12 +23,13 @@ const (
 
 // load is a set of writers that fill the outbox until stop, over any fault of Postgres.
 type load struct {
-	w          *world
-	ledger     *ledger
-	ignore     string          // a topic of other events than the ledger's
-	overtaking map[string]bool // see audit
-	halt       context.CancelFunc
-	writers    sync.WaitGroup
+	w           *world
+	ledger      *ledger
+	ignore      string          // a topic of other events than the ledger's
+	overtaking  map[string]bool // see audit
+	interleaved bool            // likewise
+	halt        context.CancelFunc
+	writers     sync.WaitGroup
 }
 
 // newSeed returns the source of a test's random choices. WALFERRY_SEED repeats those of a
@@ -116,7 +117,7 @@ func (l *load) inspect(also func(*kgo.Record)) *audit {
 		l.w.t.Fatalf("the ledger is wrong: %v", err)
 	}
 	a := l.ledger.audit(l.w.prefix)
-	a.overtaking = l.overtaking
+	a.overtaking, a.interleaved = l.overtaking, l.interleaved
 	l.w.eachRecord(func(r *kgo.Record) {
 		if r.Topic != l.ignore {
 			a.see(r)

@@ -2,6 +2,7 @@ package integration
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
@@ -84,6 +85,7 @@ databases:
 kafka:
   brokers: %q
 `, dsn, w.prefix, w.prefix, w.prefix, shared.kafka))
+	w.cfg.Delivery = cmp.Or(shared.delivery, w.cfg.Delivery)
 	if edit != nil {
 		edit(w.cfg)
 	}
@@ -100,7 +102,16 @@ func on(brokers ...string) func(*config.Config) {
 }
 
 // withoutCheckpoints is for tests of what walferry notices by itself.
-func withoutCheckpoints(c *config.Config) { c.Checkpoint.Topic = "" }
+func withoutCheckpoints(c *config.Config) { c.Checkpoint.Topic, c.Delivery = "", atLeastOnce }
+
+// The values of delivery.
+const (
+	atLeastOnce = "at_least_once"
+	exactlyOnce = "exactly_once"
+)
+
+// onceEach makes a world's bridges commit events and checkpoints together.
+func onceEach(c *config.Config) { c.Delivery = exactlyOnce }
 
 func dsnOf(t *testing.T, admin, database string) string {
 	t.Helper()

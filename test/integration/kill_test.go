@@ -80,11 +80,8 @@ func killUnderLoad(t *testing.T, edit func(*config.Config)) int {
 	return l.audit()
 }
 
-// exactlyOnce makes a world's bridges commit events and checkpoints together.
-func exactlyOnce(cfg *config.Config) { cfg.Delivery = "exactly_once" }
-
 func TestExactlyOnceUnderKills(t *testing.T) {
-	if n := killUnderLoad(t, exactlyOnce); n != 0 {
+	if n := killUnderLoad(t, onceEach); n != 0 {
 		t.Errorf("%d duplicates over 20 kills, want 0", n)
 	}
 }

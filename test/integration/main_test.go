@@ -22,6 +22,7 @@ var shared struct {
 	postgres map[string]*lazyPostgres
 	dir      string // for what is built once
 
+	delivery  string          // of new worlds that do not choose one, "": the default
 	breakable *servers.Broker // see breakableKafka
 	summary   string          // the last that is printed, of suites that have one
 }

@@ -5,7 +5,6 @@ package integration
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strconv"
 	"strings"
 	"time"
@@ -42,7 +41,7 @@ func killBridge(f *faultRun) {
 	window := time.Duration(float64(duplicates) / kills / float64(f.events) * float64(took))
 	f.note("kills=%d, duplicates of %s of traffic each", kills, window.Round(time.Millisecond))
 	f.within("the traffic that comes again after a kill", window, time.Second)
-	if duplicates == 0 {
+	if duplicates == 0 && !f.exactlyOnce() {
 		f.Error("no duplicates: no kill has hit anything")
 	}
 }
@@ -66,31 +65,6 @@ func terminateBridge(f *faultRun) {
 	if n := f.verify(l); n != 0 {
 		f.Errorf("%d duplicates, want 0", n)
 	}
-}
-
-// twoBridges starts two processes together, lets them be for a while, and kills the one that has the slot.
-func twoBridges(f *faultRun) {
-	const waits = "the slot is active elsewhere, waiting for it"
-	w := newWorld(f.T, newest(f.T), nil)
-	l := f.load(w)
-	leader, standby := w.daemon(""), w.daemon("")
-	await(f.T, "a leader and a standby", func() error {
-		if len(leader.logLines("streaming")) == 0 {
-			leader, standby = standby, leader
-		}
-		if n, m := len(leader.logLines("streaming")), len(standby.logLines(waits)); n != 1 || m != 1 {
-			return fmt.Errorf("%d stream, %d wait", n, m)
-		}
-		return nil
-	})
-	l.more(1000)
-	if n, m := len(leader.logLines("streaming")), len(standby.logLines("streaming")); n != 1 || m != 0 || len(standby.logLines(waits)) != 1 {
-		f.Errorf("%d and %d sessions, want 1 and 0: they take the slot from each other", n, m)
-	}
-	leader.kill()
-	f.recovered(w, time.Now(), w.insertLSN())
-	standby.awaitStreaming()
-	f.verify(l)
 }
 
 // adjacentCommits commits pairs of transactions with nothing between their commit records, so that the second's commit

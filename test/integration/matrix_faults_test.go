@@ -3,6 +3,7 @@
 package integration
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math/rand/v2"
@@ -42,13 +43,13 @@ type matrixRow struct {
 	run      func(*faultRun)
 }
 
+// deliveries are those that the matrix is run with.
+var deliveries = []string{atLeastOnce, exactlyOnce}
+
 // rowsNotRun are the rows of the matrix that this suite does not run.
 var rowsNotRun = []struct{ rows, reason string }{
-	{"3", "fences a frozen leader by its transactional id: there is no exactly-once mode"},
 	{"9, 10, 11", "physical standbys with slot synchronization: the test servers have none"},
-	{"19 (EndTxn), 23", "events in transactions of Kafka: there is no exactly-once mode"},
 	{"26 (dlq)", "nothing is moved to a dead letter but by a person"},
-	{"27 (transactional id)", "is TestKafkaSecurity"},
 	{"40", "a full disk needs a file system with a quota, and so root"},
 	{"41", "the clock of the machine belongs to root, and static binaries ignore faketime"},
 	{"43", "there is no replay"},
@@ -73,7 +74,7 @@ type faultEnv struct {
 	cluster *servers.Cluster
 }
 
-// TestFaults runs the matrix, or the rows of it that ROW names.
+// TestFaults runs the matrix with each delivery, or the rows of it that ROW names with the one that DELIVERY names.
 func TestFaults(t *testing.T) {
 	selected, began := selectedRows(t), time.Now()
 	env := &faultEnv{t: t}
@@ -82,16 +83,21 @@ func TestFaults(t *testing.T) {
 		if len(selected) > 0 && !slices.Contains(selected, row.number) {
 			continue
 		}
-		f, start := &faultRun{env: env}, time.Now()
-		verdict := "FAILED"
-		if t.Run(fmt.Sprintf("row %d", row.number), func(t *testing.T) { f.T = t; row.run(f) }) {
-			verdict = "passed"
-			passed++
-		} else {
-			failed++
+		for _, delivery := range deliveries {
+			if cmp.Or(os.Getenv("DELIVERY"), delivery) != delivery {
+				continue
+			}
+			f, start := &faultRun{env: env}, time.Now()
+			verdict := "FAILED"
+			if t.Run(fmt.Sprintf("row %d %s", row.number, delivery), func(t *testing.T) { f.T = t; f.run(row.run, delivery) }) {
+				verdict = "passed"
+				passed++
+			} else {
+				failed++
+			}
+			all.events, all.duplicates, all.recoveries = all.events+f.events, all.duplicates+f.duplicates, append(all.recoveries, f.recoveries...)
+			fmt.Printf("row %2d  %-13s  %-70s %-22s %s %6.1fs  %s\n", row.number, delivery, row.title, row.checkers, verdict, time.Since(start).Seconds(), f)
 		}
-		all.events, all.duplicates, all.recoveries = all.events+f.events, all.duplicates+f.duplicates, append(all.recoveries, f.recoveries...)
-		fmt.Printf("row %2d  %-62s %-22s %s %6.1fs  %s\n", row.number, row.title, row.checkers, verdict, time.Since(start).Seconds(), f)
 	}
 	if passed+failed == 0 {
 		t.Fatalf("no such row: %v", selected)
@@ -104,6 +110,18 @@ func TestFaults(t *testing.T) {
 	fmt.Fprintf(&b, "faults: %d passed, %d failed (%s)\n", passed, failed, time.Since(began).Round(time.Second))
 	shared.summary = b.String()
 }
+
+// run runs a row with one delivery.
+func (f *faultRun) run(row func(*faultRun), delivery string) {
+	shared.delivery = delivery
+	row(f)
+	if f.exactlyOnce() && f.duplicates > 0 {
+		f.Errorf("%d duplicates, want none", f.duplicates)
+	}
+}
+
+// exactlyOnce reports whether nothing may come twice.
+func (f *faultRun) exactlyOnce() bool { return shared.delivery == exactlyOnce }
 
 func selectedRows(t *testing.T) []int {
 	var rows []int

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -360,34 +361,112 @@ func loseACL(f *faultRun) {
 	to := func(acls *kadm.ACLBuilder, operations ...kadm.ACLOperation) *kadm.ACLBuilder {
 		return acls.ResourcePatternType(kadm.ACLPatternLiteral).Operations(operations...).Allow("User:limited").AllowHosts()
 	}
-	acls := to(kadm.NewACLs().Topics(topics...), kadm.OpWrite, kadm.OpDescribe) // these come and go, the others stay
+	topicACLs := to(kadm.NewACLs().Topics(topics...), kadm.OpWrite, kadm.OpDescribe)
+	idACLs := to(kadm.NewACLs().TransactionalIDs("*"), kadm.OpWrite, kadm.OpDescribe)
 	f.grant(admin, to(kadm.NewACLs().Topics(w.cfg.Checkpoint.Topic), kadm.OpRead, kadm.OpWrite, kadm.OpDescribe, kadm.OpDescribeConfigs))
-	f.grant(admin, to(kadm.NewACLs().TransactionalIDs("*"), kadm.OpWrite, kadm.OpDescribe))
+	f.grant(admin, topicACLs)
+	f.grant(admin, idACLs)
 	secured := kafkaConfig(f.T, broker.ListenerAddr("SCRAM"), saslKeys("SCRAM-SHA-512", "limited", secretPassword))
 	run := func() *running {
 		o := w.options("", zerolog.InfoLevel)
 		o.Kafka = secured
 		return w.start(o)
 	}
-	f.grant(admin, acls)
 	r := run()
-	r.awaitState(bridge.Streaming)
-	l.more(100)
-	if _, err := admin.DeleteACLs(f.Context(), acls); err != nil {
+	for _, lost := range []struct {
+		acls        *kadm.ACLBuilder
+		error, hint string
+	}{
+		{topicACLs, "TOPIC_AUTHORIZATION_FAILED", "grant the client WRITE, DESCRIBE"},
+		{idACLs, "TRANSACTIONAL_ID_AUTHORIZATION_FAILED", "grant the client WRITE on transactional IDs"},
+	} {
+		r.awaitState(bridge.Streaming)
+		l.more(100)
+		if _, err := admin.DeleteACLs(f.Context(), lost.acls); err != nil {
+			f.Fatal(err)
+		}
+		began := time.Now()
+		r.mustStop(bridge.Fatal, lost.error, lost.hint)
+		f.note("%s: stopped after %s", lost.error, short(time.Since(began)))
+		confirmed := w.confirmed()
+		l.more(50)
+		run().mustStop(bridge.Fatal, "AUTHORIZATION_FAILED", lost.hint)
+		if now := w.confirmed(); now != confirmed {
+			f.Errorf("%s is confirmed without the right to write, it was %s", now, confirmed)
+		}
+		f.grant(admin, lost.acls)
+		granted := time.Now()
+		r = run()
+		f.recovered(w, granted, w.insertLSN())
+	}
+	f.verify(l)
+}
+
+// transactionalID is what the checkpoints of a world are written with.
+func (w *world) transactionalID() string {
+	w.t.Helper()
+	db := w.cfg.Databases[0]
+	return "walferry/" + w.query("SELECT system_identifier::text FROM pg_control_system()") + "/" + db.Name + "/" + db.Slot
+}
+
+// loseCoordinator kills the coordinator of the bridge's transactions while they come and go, and then has the bridge stand
+// still for so long that the brokers abort the one that is open.
+func loseCoordinator(f *faultRun) {
+	cluster := f.threeBrokers()
+	w := newWorld(f.T, newest(f.T), on(cluster.Addrs()...))
+	l := f.load(w)
+	c := w.daemon("")
+	c.awaitStreaming()
+	admin, id := f.adminOf(cluster.Addrs()...), w.transactionalID()
+	for range 3 {
+		l.more(f.random.IntN(200))
+		coordinators := admin.FindTxnCoordinators(f.Context(), id)
+		at := slices.IndexFunc(cluster.Brokers, func(b *servers.Broker) bool { return int32(b.ID()) == coordinators[id].NodeID })
+		if at < 0 {
+			f.Fatalf("no coordinator of %s: %v", id, coordinators[id].Err)
+		}
+		gap := f.longestGap(w)
+		end := outage(f.T, cluster.Brokers[at])
+		f.recovered(w, time.Now(), w.insertLSN())
+		l.more(100)
+		end()
+		f.awaitReplicas(w, cluster)
+		stall := gap()
+		f.note("kill -9: stall %s;", short(stall))
+		f.within("the stall after kill -9 of the coordinator", stall, 20*time.Second)
+	}
+	l.more(50)
+	c.signal(syscall.SIGSTOP)
+	frozen := time.Now()
+	var held time.Duration
+	for time.Since(frozen) < 45*time.Second { // the walsender waits for a minute
+		l.more(50)
+		if f.uncommitted(admin, w) {
+			held = time.Since(frozen)
+		}
+	}
+	c.signal(syscall.SIGCONT)
+	f.recovered(w, time.Now(), w.insertLSN())
+	f.note("frozen for %s, which held committed readers up for %s", short(time.Since(frozen)), short(held))
+	f.within("readers of what is committed were held up", held, 42*time.Second)
+	f.verify(l)
+}
+
+// uncommitted reports whether there are records in the world's topics that a reader of committed ones has to wait behind.
+func (f *faultRun) uncommitted(admin *kadm.Client, w *world) (waits bool) {
+	f.Helper()
+	var topics []string
+	for _, kind := range ledgerTypes {
+		topics = append(topics, w.prefix+"."+kind)
+	}
+	ends, err := admin.ListEndOffsets(f.Context(), topics...)
+	stable, stableErr := admin.ListCommittedOffsets(f.Context(), topics...)
+	if err := errors.Join(err, stableErr); err != nil {
 		f.Fatal(err)
 	}
-	began := time.Now()
-	r.mustStop(bridge.Fatal, "TOPIC_AUTHORIZATION_FAILED", "grant the client WRITE")
-	f.note("stopped after %s", short(time.Since(began)))
-	confirmed := w.confirmed()
-	l.more(50)
-	run().mustStop(bridge.Fatal, "AUTHORIZATION_FAILED", "grant the client WRITE")
-	if now := w.confirmed(); now != confirmed {
-		f.Errorf("%s is confirmed without the right to write, it was %s", now, confirmed)
-	}
-	f.grant(admin, acls)
-	granted := time.Now()
-	run()
-	f.recovered(w, granted, w.insertLSN())
-	f.verify(l)
+	stable.Each(func(o kadm.ListedOffset) {
+		end, _ := ends.Lookup(o.Topic, o.Partition)
+		waits = waits || o.Offset < end.Offset
+	})
+	return waits
 }

@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kmsg"
+
 	"github.com/walferry/walferry/bridge"
 	"github.com/walferry/walferry/bridge/config"
 )
@@ -58,15 +60,14 @@ func sliced(to net.Conn, chunk []byte, _ bool) error {
 	return nil
 }
 
-// cutBehindProduce resets all connections behind a produce request that the broker has got, so that its answer is lost.
-// armed counts the cuts that are still to come.
-func cutBehindProduce(p *proxy, armed *atomic.Int32) carrier {
-	const produce = 0
+// cutBehind resets all connections behind a request of a kind that the broker has got, so that its answer is lost. armed
+// counts the cuts that are still to come.
+func cutBehind(kind kmsg.Key, p *proxy, armed *atomic.Int32) carrier {
 	return func(to net.Conn, chunk []byte, fromServer bool) error {
 		_, err := to.Write(chunk)
 		// A request begins with its length and the number of its kind; what is longer than a chunk is not cut.
 		if !fromServer && len(chunk) >= 6 && int(wire.BigEndian.Uint32(chunk)) == len(chunk)-4 &&
-			wire.BigEndian.Uint16(chunk[4:]) == produce && armed.Add(-1) >= 0 {
+			kmsg.Key(wire.BigEndian.Uint16(chunk[4:])) == kind && armed.Add(-1) >= 0 {
 			p.resetAfter(0)
 		}
 		return err
@@ -165,20 +166,22 @@ func networkBeforeKafka(f *faultRun) {
 			}
 		}
 	})
-	f.faultyNetwork("cut behind 20 produce requests", func(_ *running, l *load, _, kafka *proxy) {
-		var armed atomic.Int32
-		kafka.carryBy(cutBehindProduce(kafka, &armed))
-		for range 20 {
-			armed.Store(1)
-			await(f.T, "a cut", func() error {
-				if armed.Load() > 0 {
-					return errors.New("no produce request")
-				}
-				return nil
-			})
-			l.more(10)
-		}
-	})
+	for _, kind := range []kmsg.Key{kmsg.Produce, kmsg.EndTxn} {
+		f.faultyNetwork("20 cut behind "+kind.Name(), func(_ *running, l *load, _, kafka *proxy) {
+			var armed atomic.Int32
+			kafka.carryBy(cutBehind(kind, kafka, &armed))
+			for range 20 {
+				armed.Store(1)
+				await(f.T, "a cut", func() error {
+					if armed.Load() > 0 {
+						return errors.New("no such request")
+					}
+					return nil
+				})
+				l.more(10)
+			}
+		})
+	}
 	f.faultyNetwork("black hole of 10 s", func(_ *running, l *load, _, kafka *proxy) {
 		kafka.blackHole()
 		<-time.After(10 * time.Second)
