@@ -19,7 +19,12 @@ type manifest struct {
 	Data map[string]string // of a ConfigMap
 	Spec struct {          // of a Deployment
 		Replicas int
-		Strategy struct{ Type string }
+		Strategy struct {
+			Type          string
+			RollingUpdate struct {
+				MaxUnavailable int `yaml:"maxUnavailable"`
+			} `yaml:"rollingUpdate"`
+		}
 		Template struct {
 			Spec struct {
 				Containers []struct{ Image string }
@@ -62,12 +67,11 @@ func TestKubernetesConfigLoads(t *testing.T) {
 	}
 }
 
-// TestKubernetesRunsOne guards the slot, which has one reader: two pods would
-// only fight for it.
-func TestKubernetesRunsOne(t *testing.T) {
+// TestKubernetesRunsTwo makes sure that one waits while the other publishes, also while they are replaced.
+func TestKubernetesRunsTwo(t *testing.T) {
 	deployment := manifests(t)["Deployment"].Spec
-	if deployment.Replicas != 1 || deployment.Strategy.Type != "Recreate" {
-		t.Errorf("got %d replicas with strategy %q, want 1 with Recreate", deployment.Replicas, deployment.Strategy.Type)
+	if s := deployment.Strategy; deployment.Replicas != 2 || s.Type == "Recreate" || s.RollingUpdate.MaxUnavailable != 1 {
+		t.Errorf("got %d replicas with strategy %+v, want 2 that are replaced one by one", deployment.Replicas, s)
 	}
 	if len(deployment.Template.Spec.Containers) != 1 {
 		t.Fatalf("got %d containers, want 1", len(deployment.Template.Spec.Containers))
