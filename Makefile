@@ -93,9 +93,9 @@ faults: servers build ## Break real servers by the fault matrix (ROW=1,20: only 
 	cd test/integration && ROW='$(ROW)' DELIVERY='$(DELIVERY)' ../../bin/faults.test -test.run '^TestFaults$$' -test.timeout 180m
 
 .PHONY: soak
-soak: servers build ## Break real servers at random (MINUTES=2; SEED=n repeats the choices)
+soak: servers build ## Break real servers at random (MINUTES=2; SEED=n repeats the choices; DELIVERY; FAULTS=kill: only these)
 	$(GO) test -c -tags faults -o bin/faults.test ./test/integration
-	cd test/integration && SEED='$(SEED)' MINUTES='$(MINUTES)' ../../bin/faults.test -test.run '^TestSoak$$' -test.timeout 0
+	cd test/integration && SEED='$(SEED)' MINUTES='$(MINUTES)' DELIVERY='$(DELIVERY)' FAULTS='$(FAULTS)' ../../bin/faults.test -test.run '^TestSoak$$' -test.timeout 0
 
 .PHONY: bench
 bench: servers build ## Measure walferry beside others (QUICK=1: minutes; PEERS=1: Debezium as well; BENCH: more flags)

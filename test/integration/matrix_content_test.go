@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rs/zerolog"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/walferry/walferry/bridge"
@@ -32,18 +33,19 @@ func largeTransactions(f *faultRun) {
 	for _, c := range []struct {
 		name  string
 		rows  int
+		one   bool // transaction
 		write func(w *world, rows int)
 	}{
-		{"1 GB in one transaction", 1_000_000, func(w *world, rows int) {
+		{"1 GB in one transaction", 1_000_000, true, func(w *world, rows int) {
 			w.exec(`INSERT INTO outbox (aggregatetype, aggregateid, type, payload)
 				SELECT 'bulk', 'k', 'T', jsonb_build_object('n', i, 'pad', repeat(md5(i::text), 31)) FROM generate_series(1, $1::int) i`, rows)
 		}},
-		{"transactions of 1 row", 100_000, func(w *world, rows int) {
+		{"transactions of 1 row", 100_000, false, func(w *world, rows int) {
 			w.exec(fmt.Sprintf(`DO $$ BEGIN FOR i IN 1..%d LOOP
 				INSERT INTO outbox (aggregatetype, aggregateid, type, payload) VALUES ('bulk', 'k', 'T', jsonb_build_object('n', i, 'pad', ''));
 				COMMIT; END LOOP; END $$`, rows))
 		}},
-		{"rows of one COPY", 500_000, func(w *world, rows int) { w.copyBulk(rows) }},
+		{"rows of one COPY", 500_000, true, func(w *world, rows int) { w.copyBulk(rows) }},
 	} {
 		w := newWorld(f.T, newest(f.T), nil)
 		c.write(w, c.rows)
@@ -56,6 +58,9 @@ func largeTransactions(f *faultRun) {
 		})
 		peak := highWater(killed.cmd.Process.Pid)
 		killed.kill()
+		if c.one {
+			w.mustBeInside()
+		}
 		began := time.Now()
 		last := walferry(f.T, "run", "--config", w.configFile(""), "--until-lsn", w.walEnd())
 		awaitWithin(f.T, 4*patience, "the rest", func() error {
@@ -75,6 +80,18 @@ func largeTransactions(f *faultRun) {
 			f.Errorf("%s: peak memory %d bytes, want at most %d", c.name, peak, maxRSS)
 		}
 		w.exec("TRUNCATE outbox")
+	}
+}
+
+// mustBeInside fails unless the checkpoint lies inside of a transaction.
+func (w *world) mustBeInside() {
+	w.t.Helper()
+	c, err := bridge.ReadCheckpoint(w.t.Context(), w.options("", zerolog.Disabled))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if c == nil || c.OpenIndex == 0 {
+		w.t.Errorf("the checkpoint is %+v, want one inside of the transaction", c)
 	}
 }
 

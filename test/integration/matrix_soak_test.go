@@ -3,6 +3,7 @@
 package integration
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -30,21 +31,24 @@ type soak struct {
 	process *command // the bridge
 }
 
-// TestSoak breaks things at random for MINUTES (2). SEED repeats the choices of a run before, though not their timing.
+// TestSoak breaks things at random for MINUTES (2), with the delivery that DELIVERY names. SEED repeats the choices of a run
+// before, though not their timing. FAULTS, a part of their names, chooses among the faults.
 func TestSoak(t *testing.T) {
 	minutes, seed := envNumber(t, "MINUTES", 2), envNumber(t, "SEED", int(time.Now().UnixMilli()))
-	fmt.Printf("soak: SEED=%d MINUTES=%d\n", seed, minutes)
+	shared.delivery = cmp.Or(os.Getenv("DELIVERY"), atLeastOnce)
+	fmt.Printf("soak: SEED=%d MINUTES=%d DELIVERY=%s\n", seed, minutes, shared.delivery)
 	f := &faultRun{T: t, env: &faultEnv{t: t}}
 	f.random = rand.New(rand.NewPCG(uint64(seed), 0))
 	s := newSoak(f)
-	faults := []struct {
+	type kind struct {
 		name string
 		do   func()
-	}{
+	}
+	faults := []kind{
 		{"kill -9 of the bridge", s.killBridge},
 		{"SIGTERM", s.terminateBridge},
-		{"Postgres fast restart", func() { s.restartPostgres("fast") }},
-		{"Postgres crash", func() { s.restartPostgres("immediate") }},
+		{"Postgres fast restart", s.restartPostgres},
+		{"kill -9 of Postgres", s.killPostgres},
 		{"walsender terminated", s.terminateWalsender},
 		{"kill -9 of a broker", s.killBroker},
 		{"restart of a broker", s.restartBroker},
@@ -54,6 +58,7 @@ func TestSoak(t *testing.T) {
 		{"latency", func() { s.carryFor(late(100 * time.Millisecond)) }},
 		{"slices", func() { s.carryFor(sliced) }},
 	}
+	faults = slices.DeleteFunc(faults, func(k kind) bool { return !strings.Contains(k.name, os.Getenv("FAULTS")) })
 	counts, began, n := map[string]int{}, time.Now(), 0
 	for ; time.Since(began) < time.Duration(minutes)*time.Minute; n++ {
 		fault := faults[s.random.IntN(len(faults))]
@@ -63,11 +68,14 @@ func TestSoak(t *testing.T) {
 	}
 	s.l.stop()
 	a := f.verifyBut(s.l, "")
+	if f.exactlyOnce() && a.duplicates() > 0 {
+		t.Errorf("%d duplicates, want none", a.duplicates())
+	}
 	for _, name := range slices.Sorted(maps.Keys(counts)) {
 		shared.summary += fmt.Sprintf("soak: %4d x %s\n", counts[name], name)
 	}
-	shared.summary += fmt.Sprintf("soak: SEED=%d, %s: %d events, %d faults: %d lost, %d phantom, %d altered, %d out of order, %d duplicated, %s\n",
-		seed, time.Since(began).Round(time.Second), len(a.first), n,
+	shared.summary += fmt.Sprintf("soak: SEED=%d, %s, %s: %d events, %d faults: %d lost, %d phantom, %d altered, %d out of order, %d duplicated, %s\n",
+		seed, shared.delivery, time.Since(began).Round(time.Second), len(a.first), n,
 		a.faults["lost"], a.faults["phantom"], a.faults["altered"], a.faults["order"], a.duplicates(), f)
 }
 
@@ -124,8 +132,16 @@ func (s *soak) terminateBridge() {
 	s.process = s.w.daemon("")
 }
 
-func (s *soak) restartPostgres(mode string) {
-	s.stop(s.pg, mode, 6*time.Second)
+func (s *soak) restartPostgres() {
+	s.stop(s.pg, "fast", 6*time.Second)
+	s.start(s.pg)
+	s.w.reconnect()
+}
+
+func (s *soak) killPostgres() {
+	if err := s.pg.Kill(); err != nil {
+		s.Fatal(err)
+	}
 	s.start(s.pg)
 	s.w.reconnect()
 }
