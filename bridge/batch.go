@@ -95,7 +95,7 @@ func (b *batch) full(ctx context.Context) error {
 	if b == nil {
 		return nil
 	}
-	return b.shrink(ctx, batchEvents-1, batchBytes-1)
+	return b.shrink(ctx, batchEvents, batchBytes)
 }
 
 // apart gives the event that an earlier session halted on a transaction of its own: the brokers may refuse it again, and
@@ -112,15 +112,12 @@ func (b *batch) apart(ctx context.Context, at *decode.Position) error {
 		b.session.note = nil // passed
 	}
 	b.noted = noted
-	return b.shrink(ctx, 0, 0)
+	return b.shrink(ctx, 1, 1)
 }
 
-// shrink waits for commits until the transaction holds no more than that.
-func (b *batch) shrink(ctx context.Context, most, mostBytes int) error {
-	for {
-		if events, bytes := b.session.sink.Uncommitted(); events <= most && bytes <= mostBytes {
-			return nil
-		}
+// shrink waits for commits until the transaction has fewer events and bytes than that.
+func (b *batch) shrink(ctx context.Context, events, bytes int) error {
+	for b.session.sink.Full(events, bytes) {
 		b.wanted()
 		b.leave()
 		select {
@@ -132,6 +129,7 @@ func (b *batch) shrink(ctx context.Context, most, mostBytes int) error {
 			return err
 		}
 	}
+	return nil
 }
 
 // overdue reports whether something waits to be committed.
@@ -148,12 +146,14 @@ func (b *batch) Pause(ctx context.Context) (resume func(), err error) {
 // Ahead implements checkpoint.Events.
 func (b *batch) Ahead() replication.Progress { return b.session.inflight.Ahead() }
 
+// Cut implements checkpoint.Events.
+func (b *batch) Cut() {
+	b.session.sink.Cut()
+	b.waits.Store(false)
+}
+
 // Committed implements checkpoint.Events.
 func (b *batch) Committed() {
 	b.session.sink.Committed()
-	b.waits.Store(false)
 	tell(b.room)
 }
-
-// Failed implements checkpoint.Events.
-func (b *batch) Failed(err error) { b.session.fail(err) }

@@ -116,18 +116,7 @@ func TestExactlyOnceFencesAFrozenInstance(t *testing.T) {
 		r.start()
 		r.commit(event(0))
 		sleep(5 * time.Second)
-		held, release := make(chan struct{}), make(chan struct{})
-		var first atomic.Bool
-		r.kafka.ControlKey(int16(kmsg.EndTxn), func(kmsg.Request) (kmsg.Response, error, bool) {
-			r.kafka.KeepControl()
-			if first.CompareAndSwap(false, true) {
-				r.kafka.SleepControl(func() {
-					close(held)
-					<-release
-				})
-			}
-			return nil, nil, false
-		})
+		held, release := r.holdEnd()
 		r.commit(event(1))
 		<-held
 
@@ -140,6 +129,48 @@ func TestExactlyOnceFencesAFrozenInstance(t *testing.T) {
 		r.finishAfter(20 * time.Second)
 		r.mustHaveOnce(2)
 	})
+}
+
+// A commit takes the brokers a while. What comes meanwhile is read, and waits for the next transaction.
+func TestExactlyOnceReadsOnWhileItCommits(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newExactlyOnceRig(t)
+		r.start()
+		sleep(time.Second)
+		held, release := r.holdEnd()
+		r.commit(event(0))
+		<-held
+		for n := range 100 {
+			r.commit(event(1 + n))
+		}
+		sleep(time.Second)
+		if n := r.bridge.Status().Inflight; n != 101 {
+			t.Errorf("%d events are read, want 101", n)
+		}
+		if n := r.kafka.PartitionInfo("outbox.event.order", 0).HighWatermark; n != 1 {
+			t.Errorf("%d events are in the topic, want that of the transaction that is committed", n)
+		}
+		close(release)
+		r.finishAfter(5 * time.Second)
+		r.mustHaveOnce(101)
+	})
+}
+
+// holdEnd has the next request that ends a transaction wait for release. held is closed when it has come.
+func (r *rig) holdEnd() (held, release chan struct{}) {
+	held, release = make(chan struct{}), make(chan struct{})
+	var first atomic.Bool
+	r.kafka.ControlKey(int16(kmsg.EndTxn), func(kmsg.Request) (kmsg.Response, error, bool) {
+		r.kafka.KeepControl()
+		if first.CompareAndSwap(false, true) {
+			r.kafka.SleepControl(func() {
+				close(held)
+				<-release
+			})
+		}
+		return nil, nil, false
+	})
+	return held, release
 }
 
 // refuse has the brokers refuse each request with an event, which must not be compressed.

@@ -194,6 +194,7 @@ func (s *session) try(ctx context.Context, ev *decode.Event) error {
 	}
 	err := s.sink.Publish(ctx, ev, time.Now(), func(error) {})
 	if err == nil {
+		s.sink.Cut()
 		err = s.sink.Settle(ctx)
 	}
 	return cmp.Or(s.abort(ctx), err)

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -261,6 +262,7 @@ func TestWhatIsNotMovedToDeadLetters(t *testing.T) {
 		r := newCheckpointedRig(t, time.Second)
 		refused := func(what string, at decode.Position, says string) {
 			t.Helper()
+			synctest.Wait() // for the server to have freed the slot
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			letter, err := MoveToDeadLetters(ctx, r.options, at)

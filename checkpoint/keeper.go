@@ -49,14 +49,15 @@ type Keeper struct {
 
 // Events are published in the transaction that commits a checkpoint, which so covers all of them.
 type Events interface {
-	// Pause waits until nobody publishes, and keeps it so until the function that it returns is called.
+	// Pause waits until nobody publishes, and keeps it so until the function that it returns is called. The others are
+	// called in between.
 	Pause(context.Context) (resume func(), err error)
 	// Ahead returns what is reached with all that was published.
 	Ahead() replication.Progress
-	// Committed says that all of it is committed, Failed that it is not, or not known to be. They come before the
-	// function that Pause returned: nobody may publish behind a failure.
+	// Cut says that all of it is going to be committed, and nothing that is published later. Committed says that it is,
+	// and that another transaction is open. If it never comes, nothing of either is.
+	Cut()
 	Committed()
-	Failed(error)
 }
 
 // snapshot is true of every position from lsn on.
@@ -125,24 +126,42 @@ func (k *Keeper) Run(ctx, writing context.Context) error {
 
 // Write writes a checkpoint if there is progress. It must not be called while Run runs.
 func (k *Keeper) Write(ctx context.Context) error {
-	reached := k.Progress
-	if k.Events != nil {
-		resume, err := k.Events.Pause(ctx)
-		if err != nil {
-			return err
-		}
-		defer resume()
-		reached = k.Events.Ahead
+	p, err := k.reached(ctx)
+	if err != nil || p == k.last {
+		return err
 	}
-	p := merge(k.resumed, reached())
-	if p == k.last {
+	return k.write(ctx, p)
+}
+
+// reached returns what the next checkpoint says, and cuts the events that it commits, if there are any.
+func (k *Keeper) reached(ctx context.Context) (replication.Progress, error) {
+	if k.Events == nil {
+		return merge(k.resumed, k.Progress()), nil
+	}
+	resume, err := k.Events.Pause(ctx)
+	if err != nil {
+		return replication.Progress{}, err
+	}
+	defer resume()
+	p := merge(k.resumed, k.Events.Ahead())
+	if p != k.last {
+		k.Events.Cut()
+	}
+	return p, nil
+}
+
+// committed passes on that the events before the cut are.
+func (k *Keeper) committed(ctx context.Context) error {
+	if k.Events == nil {
 		return nil
 	}
-	err := k.write(ctx, p)
-	if err != nil && k.Events != nil {
-		k.Events.Failed(err)
+	resume, err := k.Events.Pause(ctx)
+	if err != nil {
+		return err
 	}
-	return err
+	defer resume()
+	k.Events.Committed()
+	return nil
 }
 
 func (k *Keeper) write(ctx context.Context, p replication.Progress) error {
@@ -163,8 +182,8 @@ func (k *Keeper) write(ctx context.Context, p replication.Progress) error {
 		return err
 	}
 	k.written, k.last, k.at, k.minute = value, p, c.Time, minute
-	if k.Events != nil {
-		k.Events.Committed()
+	if err := k.committed(ctx); err != nil {
+		return err
 	}
 	k.durable.Store(uint64(p.Flushed))
 	if k.Written != nil {

@@ -246,9 +246,8 @@ func (k *Kafka) Publish(ctx context.Context, ev *decode.Event, at time.Time, don
 		}
 	}
 	r.done, r.at, r.Timestamp = done, at, at
-	if k.txn != nil {
-		k.txn.done = append(k.txn.done, done)
-		k.txn.bytes += len(r.bytes)
+	if k.txn != nil && k.txn.add(ctx, r) {
+		return nil
 	}
 	k.client.Produce(ctx, &r.Record, r.promise)
 	return nil
