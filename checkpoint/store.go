@@ -1,12 +1,10 @@
 package checkpoint
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -122,7 +120,7 @@ func (c *Store) open(ctx context.Context) (err error) {
 	if err := c.write(ctx, map[string][]byte{c.cfg.Key + sessionKey: session}); err != nil {
 		return err
 	}
-	c.values, err = c.cfg.read(ctx, c.client, c.last)
+	c.values, err = c.cfg.read(ctx, c.client, c.last, (*contents).settled)
 	c.client.RemoveConsumePartitions(map[string][]int32{c.cfg.Topic: {0}})
 	if err != nil || c.cfg.Producer == nil {
 		return err
@@ -186,11 +184,11 @@ func Read(ctx context.Context, cfg Config) (_ map[string][]byte, err error) {
 	if err != nil {
 		return nil, err
 	}
-	end, err := cfg.offset(ctx, kadm.NewClient(client).ListCommittedOffsets)
+	end, err := cfg.offset(ctx, kadm.NewClient(client).ListEndOffsets)
 	if err != nil || start == end {
 		return map[string][]byte{}, err
 	}
-	return cfg.read(ctx, client, end-1)
+	return cfg.read(ctx, client, end-1, (*contents).complete)
 }
 
 func (cfg Config) offset(ctx context.Context, list func(context.Context, ...string) (kadm.ListedOffsets, error)) (int64, error) {
@@ -208,8 +206,7 @@ func (cfg Config) newClient(alive context.Context, opts ...kgo.Opt) (*kgo.Client
 	client, err := kgo.NewClient(slices.Concat(cfg.Client, opts, []kgo.Opt{
 		kgo.WithContext(alive),
 		kgo.MetadataMinAge(500 * time.Millisecond),
-		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
-		kgo.KeepControlRecords(), // the last record is one, of a commit or an abort
+		kgo.KeepControlRecords(), // see contents
 	})...)
 	if err != nil {
 		return nil, fmt.Errorf("configure the Kafka client: %w", err)
@@ -224,31 +221,6 @@ func withCause(ctx context.Context, err error) error {
 		return err
 	}
 	return fmt.Errorf("%w (%w)", err, context.Cause(ctx))
-}
-
-// read returns our latest values up to the record at offset last, which must exist.
-func (cfg Config) read(ctx context.Context, client *kgo.Client, last int64) (map[string][]byte, error) {
-	client.AddConsumePartitions(map[string]map[int32]kgo.Offset{cfg.Topic: {0: kgo.NewOffset().AtStart()}})
-	values, found := map[string][]byte{}, false
-	for at := int64(-1); at < last; {
-		fetches := client.PollFetches(ctx)
-		if err := fetches.Err(); err != nil {
-			return nil, fmt.Errorf("read checkpoints of topic %q up to offset %d, at %d: %w", cfg.Topic, last, at, err)
-		}
-		fetches.EachRecord(func(r *kgo.Record) {
-			at = r.Offset
-			found = found || at == last
-			// What lies behind may be the first half of a transaction.
-			if at <= last && !r.Attrs.IsControl() && cfg.ours(string(r.Key)) {
-				values[string(r.Key)] = bytes.Clone(r.Value) // not to keep the whole batch
-			}
-		})
-	}
-	if !found {
-		return nil, fmt.Errorf("read checkpoints of topic %q: the record at offset %d is not there", cfg.Topic, last)
-	}
-	maps.DeleteFunc(values, func(_ string, value []byte) bool { return value == nil })
-	return values, nil
 }
 
 // ours tells whether a key is of a checkpoint of ours.

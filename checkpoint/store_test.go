@@ -386,6 +386,32 @@ func TestWhatCannotBeSettledCommitsNothing(t *testing.T) {
 	})
 }
 
+// A database whose events the brokers do not acknowledge holds nobody up: others open their checkpoints at once.
+func TestWhatIsNotSettledHoldsNobodyUp(t *testing.T) {
+	onCheckpoints(t, func(t *testing.T, r *checkpointRig) {
+		cfg, _ := r.config()
+		cfg.Producer = []kgo.Opt{kgo.ProducerLinger(0)}
+		settled := make(chan struct{})
+		cfg.Settle = func(context.Context) error { <-settled; return nil }
+		stuck, written := r.openWith(cfg), make(chan error, 1)
+		go func() { written <- stuck.Write(t.Context(), one("1")) }()
+		synctest.Wait()
+		other, _ := r.config()
+		other.Key, other.TransactionalID = "other", "walferry/other"
+		began := time.Now()
+		r.openWith(other).Close()
+		if took := time.Since(began); took > time.Second {
+			t.Errorf("to open other checkpoints took %s", took)
+		}
+		close(settled)
+		if err := <-written; err != nil {
+			t.Error(err)
+		}
+		stuck.Close()
+		r.holds(one("1"))
+	})
+}
+
 func TestDeletedCheckpointTopicIsAnError(t *testing.T) {
 	for _, again := range []bool{false, true} {
 		t.Run(fmt.Sprintf("created again %t", again), func(t *testing.T) {

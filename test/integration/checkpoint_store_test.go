@@ -121,6 +121,9 @@ func TestCheckpointStore(t *testing.T) {
 	s.reads("3")
 	s.write(third, "4")
 	s.reads("4")
+	s.strangerHangs()
+	s.reads("4")
+	third = s.open("4")
 	s.topicConfig()
 
 	if err := third.Write(t.Context(), map[string][]byte{"shop/walferry": nil, "shop/walferry/a": nil}); err != nil {
@@ -128,6 +131,22 @@ func TestCheckpointStore(t *testing.T) {
 	}
 	s.reads("")
 	s.open("")
+}
+
+// strangerHangs has somebody else begin a transaction in the topic, and never end it.
+func (s checkpointStore) strangerHangs() {
+	s.Helper()
+	stranger, err := kgo.NewClient(kgo.SeedBrokers(shared.kafka...), kgo.TransactionalID(s.topic+"-stranger"))
+	if err != nil {
+		s.Fatal(err)
+	}
+	s.Cleanup(stranger.Close)
+	if err := stranger.BeginTransaction(); err != nil {
+		s.Fatal(err)
+	}
+	if err := stranger.ProduceSync(s.Context(), &kgo.Record{Topic: s.topic, Key: []byte("other/slot"), Value: []byte("1")}).FirstErr(); err != nil {
+		s.Fatal(err)
+	}
 }
 
 // topicConfig checks what the topic was created with, and that another policy is refused.
