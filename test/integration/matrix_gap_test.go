@@ -50,13 +50,19 @@ func (w *world) deliver() []event {
 	w.t.Helper()
 	e := w.order("k", "1")
 	w.drainAll()
+	w.awaitNoWalsender()
+	return e
+}
+
+// awaitNoWalsender waits until the walsender has ended, and so has taken the last status update.
+func (w *world) awaitNoWalsender() {
+	w.t.Helper()
 	await(w.t, "the walsender to end", func() error {
 		if pid := w.walsender(); pid != "" {
 			return errors.New("it lives")
 		}
 		return nil
 	})
-	return e
 }
 
 // mustBeCheckpointed fails if more is confirmed than the checkpoint says.

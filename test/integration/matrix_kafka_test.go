@@ -395,6 +395,7 @@ func loseACL(f *faultRun) {
 		began := time.Now()
 		r.mustStop(bridge.Fatal, lost.error, lost.hint)
 		f.note("%s: stopped after %s", lost.error, short(time.Since(began)))
+		w.awaitNoWalsender()
 		confirmed := w.confirmed()
 		l.more(50)
 		run().mustStop(bridge.Fatal, "AUTHORIZATION_FAILED", lost.hint)
