@@ -35,8 +35,10 @@ type Watch struct {
 // ErrServerShutdown is a server that has waited for us as long as we let it.
 var ErrServerShutdown = errors.New("the server is shutting down")
 
-// lookTimeout bounds one look and one attempt to connect.
-const lookTimeout = 5 * time.Second
+const (
+	lookTimeout    = 5 * time.Second  // of one look
+	connectTimeout = 20 * time.Second // of one attempt to connect, to all hosts of the DSN
+)
 
 // Run watches until ctx is done. It fails with ErrServerShutdown once the server has
 // refused ordinary connections for Grace, and with a *PreconditionError when the
@@ -122,7 +124,7 @@ func (w *Watch) reopen(ctx context.Context) error {
 }
 
 func (w *Watch) connect(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
 	conn, err := ConnectSQL(ctx, w.Conn.Config())
 	if err != nil {

@@ -45,6 +45,27 @@ func TestConnConfigReadsFilesAnew(t *testing.T) {
 	check("db", "inline")
 }
 
+// One of several hosts that hangs must leave time for the others.
+func TestSeveralHostsHaveAConnectTimeout(t *testing.T) {
+	hermetic(t)
+	for dsn, want := range map[string]time.Duration{
+		"host=a user=u": 0, // with TLS and without
+		"postgres://u@a,b/d?sslmode=disable":                   connectTimeout,
+		"postgres://u@a:1,a:2/d?sslmode=disable":               connectTimeout,
+		"postgres://u@a,b/d?sslmode=disable&connect_timeout=9": 9 * time.Second,
+		"postgres://u@a/d?sslmode=disable&connect_timeout=9":   9 * time.Second,
+	} {
+		db := Database{Name: "shop", DSN: Secret(dsn)}
+		config, err := db.ConnConfig()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if config.ConnectTimeout != want {
+			t.Errorf("%s: connect_timeout %s, want %s", dsn, config.ConnectTimeout, want)
+		}
+	}
+}
+
 func TestConnConfigErrors(t *testing.T) {
 	hermetic(t)
 	for _, test := range []struct {

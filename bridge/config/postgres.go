@@ -6,10 +6,15 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 )
+
+// connectTimeout is how long each of several hosts may take to let us in, if the DSN has no connect_timeout: one that
+// hangs would take all the time there is for an attempt, each time, and keep us from the next one for ever.
+const connectTimeout = 3 * time.Second
 
 // ConnConfig returns how to connect to the database. It reads dsn_file and password_file anew, so call it for every
 // connect. The result is the caller's. Errors name the database and the key at fault, and show no value.
@@ -34,6 +39,9 @@ func (db *Database) connConfig() (*pgx.ConnConfig, *fault) {
 	if err != nil {
 		return nil, &fault{key, explain(err)}
 	}
+	if config.ConnectTimeout == 0 && severalHosts(&config.Config) {
+		config.ConnectTimeout = connectTimeout
+	}
 	if db.PasswordFile != "" {
 		password, unread := readSecret("password_file", db.PasswordFile)
 		if unread != nil {
@@ -52,6 +60,13 @@ func explain(err error) error {
 	}
 	return errors.New("must be postgres://user@host:port/database?sslmode=verify-full or key=value pairs: " +
 		"percent-encode : / ? # % @ and spaces in a URL's password, or use password_file; check the PG* variables too")
+}
+
+// severalHosts reports whether there is a choice of hosts, beside that of TLS or not.
+func severalHosts(config *pgconn.Config) bool {
+	return slices.ContainsFunc(config.Fallbacks, func(way *pgconn.FallbackConfig) bool {
+		return way.Host != config.Host || way.Port != config.Port
+	})
 }
 
 // plaintextPossible reports whether any way to connect goes to another host without TLS.
