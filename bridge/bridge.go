@@ -61,6 +61,7 @@ type Bridge struct {
 	connConfig       func() (*pgx.ConnConfig, error) // with the secrets as they are now
 	reached          context.CancelFunc              // ends Run when Until is confirmed
 	topics           sink.Topics
+	sent             sent // the last event of the sessions so far
 
 	acknowledged atomic.Uint64 // events, since the process started
 	confirmed    atomic.Uint64 // LSN, as we told Postgres
@@ -68,6 +69,12 @@ type Bridge struct {
 
 	mu     sync.Mutex // guards the following
 	status Status
+}
+
+// sent is the last event that a session handed to Kafka, whatever became of it.
+type sent struct {
+	timeline uint32 // of the server
+	commit   replication.LSN
 }
 
 // Error is what made a bridge stop.
@@ -212,6 +219,9 @@ func (b *Bridge) session(stop context.Context) (confirmed bool, err error) {
 	}()
 	b.confirmed.Store(uint64(s.stream.Start)) // Postgres may have forgotten what we told it
 	err = s.run(ctx, stop)
+	if at := s.inflight.Added(); at != 0 {
+		b.sent = sent{s.stream.Timelines.Current(), at}
+	}
 	return b.confirmed.Load() > uint64(s.stream.Start), err
 }
 

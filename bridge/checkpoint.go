@@ -92,6 +92,9 @@ func (s *session) judge(value []byte, found checkpoint.Found) (r checkpoint.Resu
 	if err != nil {
 		return r, false, err
 	}
+	if s.batch == nil && s.sent.timeline == c.Timeline { // exactly-once has aborted what the checkpoint does not cover
+		found.Sent = s.sent.commit
+	}
 	r, err = c.Resume(found)
 	if gap, ok := errors.AsType[*replication.GapError](err); ok && s.options.AcceptGap {
 		s.log.Warn().Str("reason", gap.Reason).Stringer("from", gap.From).Stringer("to", gap.To).

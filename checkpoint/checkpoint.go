@@ -85,6 +85,9 @@ type Found struct {
 	Start      replication.LSN // confirmed_flush_lsn
 	WALEnd     replication.LSN // pg_current_wal_insert_lsn()
 	Membership replication.Membership
+	// Sent is the commit LSN of the last event that was handed to Kafka on the checkpoint's timeline, 0 if that is not
+	// known: the brokers may have more than the checkpoint covers.
+	Sent replication.LSN
 }
 
 // Range is a part of the WAL, from one LSN to another.
@@ -128,9 +131,12 @@ func (c *Checkpoint) Resume(f Found) (Resume, error) {
 		return anew, gap("the checkpoint was written on a timeline %d that began at %s, the server's began at %s: another standby was promoted", c.Timeline, c.TimelineBegan, began)
 	}
 	r := Resume{From: c.Progress(), Snapshot: c.Snapshot}
-	if published := max(c.Pos.LSN, c.OpenCommit.LSN); published > left {
-		r.Phantoms = Range{left, published}
+	covered := max(c.Pos.LSN, c.OpenCommit.LSN)
+	if covered > left {
 		r.From, r.Snapshot = replication.Progress{Flushed: min(c.Pos.LSN, left)}, ""
+	}
+	if covered > left || f.Sent >= left {
+		r.Phantoms = Range{left, max(covered, f.Sent)}
 	}
 	switch {
 	case f.Start > r.From.Flushed:

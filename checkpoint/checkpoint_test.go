@@ -90,6 +90,29 @@ func TestResume(t *testing.T) {
 	}
 }
 
+// What was handed to Kafka may be there, whatever the checkpoint says.
+func TestResumeKnowsWhatWasOnItsWay(t *testing.T) {
+	inside := replication.Progress{Flushed: 0x1f00, Commit: 0x1f80, Index: 5}
+	for _, test := range []struct {
+		name string
+		from *Checkpoint // of timeline 2, which was left at 0x2000
+		sent replication.LSN
+		want Resume
+	}{
+		{"behind all of it", written(2, 0x1f00, 0x1f80, 5), 0x1ff0, Resume{From: inside}},
+		{"before it", written(2, 0x1f00, 0x1f80, 5), 0x2100, Resume{From: inside, Phantoms: Range{0x2000, 0x2100}}},
+		{"right before it", written(2, 0x1f00, 0x1f80, 5), 0x2000, Resume{From: inside, Phantoms: Range{0x2000, 0x2000}}},
+		{"before the checkpoint too", written(2, 0x2800, 0, 0), 0x2900, Resume{From: replication.Progress{Flushed: 0x2000}, Phantoms: Range{0x2000, 0x2900}}},
+		{"the checkpoint covers more", written(2, 0x2800, 0, 0), 0x2700, Resume{From: replication.Progress{Flushed: 0x2000}, Phantoms: Range{0x2000, 0x2800}}},
+	} {
+		f := found(t, 0x1f00)
+		f.Sent = test.sent
+		if got, err := test.from.Resume(f); err != nil || got != test.want {
+			t.Errorf("promoted %s: %+v, want %+v: %v", test.name, got, test.want, err)
+		}
+	}
+}
+
 // While a session skips what it resumed behind, its own progress lags what is written.
 func TestMergeNeverFallsBack(t *testing.T) {
 	type p = replication.Progress

@@ -31,7 +31,7 @@ type LSN = pglogrepl.LSN
 // A failed event never leaves the window: by I4 and I5 it latches everything behind it.
 //
 // The unit of the window is a run of events of one transaction, so that Progress says how
-// far a large transaction has come. One goroutine calls Begin, Add, Withdraw, EndRun, Commit, Open, Ahead and Idle;
+// far a large transaction has come. One goroutine calls Begin, Add, Withdraw, EndRun, Commit, Open, Ahead, Added and Idle;
 // the functions that Add returns may be called from any, Flushed, Pending and Progress as well.
 type Inflight struct {
 	flushed atomic.Uint64
@@ -41,6 +41,7 @@ type Inflight struct {
 	open   bool
 	commit LSN       // of the open transaction: the start of its commit record
 	index  uint64    // behind the last event added to it
+	added  LSN       // commit of the last event added
 	time   time.Time // of the open transaction
 	run    *run      // the open transaction's last, nil before its first event
 	last   LSN       // end LSN of the last commit, or where the stream began
@@ -128,6 +129,9 @@ func (f *Inflight) Ahead() Progress {
 	return p
 }
 
+// Added returns the commit LSN of the last event that was added, 0 if none was.
+func (f *Inflight) Added() LSN { return f.added }
+
 // Open reports whether a transaction has begun and not committed.
 func (f *Inflight) Open() bool { return f.open }
 
@@ -154,7 +158,7 @@ func (f *Inflight) Add(ctx context.Context, index uint64) (done func(error), err
 		}
 	}
 	f.run.events++
-	f.run.index, f.index = index+1, index+1
+	f.run.index, f.index, f.added = index+1, index+1, f.commit
 	f.run.unfinished.Add(1)
 	f.pending.Add(1)
 	return f.run.done, nil
