@@ -103,6 +103,7 @@ var rules = []rule{
 	is(Retry, "", checkpoint.ErrUnanswered, replication.ErrStreamEnded, replication.ErrSilent, replication.ErrStoodStill, replication.ErrServerShutdown, replication.ErrInRecovery,
 		replication.ErrOtherServer, pgconn.ErrConnClosed, // all that pgx may leave of a connection that broke in an answer
 		pgconn.ErrReadOnlyConnection, pgconn.ErrStandbyConnection), // target_session_attrs: a failover is under way
+	standbyIsAway,
 	as(func(e *pgconn.PgError) verdict { return sqlState(e.Code) }),
 	published,
 	is(Fatal, "grant the client WRITE, DESCRIBE and, for kafka.topics.create, CREATE on the topic; READ and DESCRIBE_CONFIGS as well on checkpoint.topic; and IDEMPOTENT_WRITE on clusters before 2.8",
@@ -150,6 +151,13 @@ func is(class Class, hint string, targets ...error) rule {
 	return func(err error) (verdict, bool) {
 		return verdict{class, hint}, isAny(err, targets...)
 	}
+}
+
+// standbyIsAway knows how a walsender that waits for a standby (synchronized_standby_slots) ends when its server shuts
+// down: with 55000, of which nothing else passes. What tells it from others is the function in Postgres (slot.c).
+func standbyIsAway(err error) (verdict, bool) {
+	e, ok := errors.AsType[*pgconn.PgError](err)
+	return verdict{Retry, ""}, ok && e.Routine == "StandbySlotsHaveCaughtup"
 }
 
 // passing are the SQLSTATEs of what a new session may cure: connection exceptions, timeouts of

@@ -94,8 +94,10 @@ func TestErrorsOfPostgres(t *testing.T) {
 	code := func(sqlstate string) error {
 		return &pgconn.PgError{Severity: "FATAL", Code: sqlstate, Message: "translated"}
 	}
+	away := &pgconn.PgError{Severity: "ERROR", Code: "55000", Message: "translated", File: "slot.c", Routine: "StandbySlotsHaveCaughtup"}
 	wrap := func(err error) error { return fmt.Errorf("read from slot %q: %w", "s", err) }
 	checkAll(t, wrap, []judged{
+		{"a shutdown while a standby is away", away, Retry, ""},
 		{"", code("55006"), Standby, ""},     // object_in_use: the slot
 		{"", code("08000"), Retry, ""},       // connection_exception
 		{"", code("08006"), Retry, ""},       // connection_failure
