@@ -65,7 +65,7 @@ func (r *rig) recreate() {
 	r.seen.add(at) // as confirmed_flush_lsn
 	r.pg.Handle("slot", func(string) walsender.Result {
 		confirmed := max(at, r.pg.Confirmed())
-		return walsender.Answer("pgoutput", "logical", "shop", false, "", at, confirmed, "reserved", -1, "", false, r.pg.WALEnd(), "1:1:", r.pg.WALEnd())
+		return walsender.Answer("pgoutput", "logical", "shop", false, "", at, confirmed, "reserved", -1, "", false, r.pg.WALEnd(), "1:1:", r.pg.WALEnd(), false)
 	})
 }
 
@@ -412,7 +412,7 @@ func TestTheSnapshotIsOlderThanThePosition(t *testing.T) {
 		r.pg.Handle("slot", func(string) walsender.Result {
 			at := r.pg.Confirmed()
 			taken = r.pg.WALEnd()
-			return walsender.Answer("pgoutput", "logical", "shop", false, "", at, at, "reserved", -1, "", false, taken, "at:"+taken.String(), taken)
+			return walsender.Answer("pgoutput", "logical", "shop", false, "", at, at, "reserved", -1, "", false, taken, "at:"+taken.String(), taken, false)
 		})
 		r.start()
 		for i := range 30 {

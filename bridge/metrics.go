@@ -15,6 +15,7 @@ type Metrics struct {
 	inflight                    *prometheus.GaugeVec
 	restartLag, confirmedLag    *prometheus.GaugeVec
 	walStatus, state            *prometheus.GaugeVec
+	waitsForStandby             *prometheus.GaugeVec
 	restarts                    *prometheus.CounterVec
 	nonTransactional, skipped   *prometheus.CounterVec
 	checkpoint                  *prometheus.GaugeVec
@@ -52,6 +53,7 @@ func NewMetrics(reg prometheus.Registerer, version, commit string) *Metrics {
 		restartLag:       gauge("slot_restart_lag_bytes", "WAL that Postgres keeps for the slot: disk.", "database"),
 		confirmedLag:     gauge("slot_confirmed_lag_bytes", "WAL that is not confirmed: delivery.", "database"),
 		walStatus:        gauge("slot_wal_status", "1 for the slot's present wal_status.", "database", "status"),
+		waitsForStandby:  gauge("waits_for_standby", "1 while Postgres sends nothing until a standby has the WAL (synchronized_standby_slots).", "database"),
 		state:            gauge("state", "1 for the bridge's present state.", "database", "state"),
 		restarts:         counter("session_restarts_total", "Sessions that ended with an error, by its class.", "database", "class"),
 		skipped:          counter("events_skipped_total", "Events that Postgres sent again and the checkpoint says are published.", "database"),
@@ -83,7 +85,8 @@ func (m *Metrics) observer(database string) func(topic string, bytes int, latenc
 	}
 }
 
-func (m *Metrics) slot(database string, s *replication.Slot) {
+func (m *Metrics) slot(database string, s *replication.Slot, waitsForStandby bool) {
+	m.waitsForStandby.WithLabelValues(database).Set(oneIf(waitsForStandby))
 	m.restartLag.WithLabelValues(database).Set(float64(s.RestartLag()))
 	m.confirmedLag.WithLabelValues(database).Set(float64(s.ConfirmedLag()))
 	for _, status := range []string{"reserved", "extended", "unreserved", "lost"} {
@@ -100,7 +103,7 @@ func (m *Metrics) enter(database string, state State) {
 	if state == Streaming || state == Draining {
 		return
 	}
-	for _, v := range []*prometheus.GaugeVec{m.inflight, m.restartLag, m.confirmedLag, m.walStatus} {
+	for _, v := range []*prometheus.GaugeVec{m.inflight, m.restartLag, m.confirmedLag, m.walStatus, m.waitsForStandby} {
 		v.DeletePartialMatch(prometheus.Labels{"database": database})
 	}
 }

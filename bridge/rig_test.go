@@ -41,9 +41,11 @@ type rig struct {
 	seen          lsns
 	senderTimeout time.Duration
 	republished   atomic.Int64
-	muted         atomic.Bool // what Postgres sends never arrives
-	cut           atomic.Bool // the bridge reaches nobody any more
-	noKafka       atomic.Bool // connections to brokers never come about
+
+	waitsForStandby atomic.Bool // the walsender does
+	muted           atomic.Bool // what Postgres sends never arrives
+	cut             atomic.Bool // the bridge reaches nobody any more
+	noKafka         atomic.Bool // connections to brokers never come about
 }
 
 // muteConn is a connection behind a network that has gone away without a word.
@@ -197,7 +199,7 @@ func (r *rig) membership() string { return fmt.Sprintf("16410/%d", 700+r.republi
 func (r *rig) slot(walStatus, invalidation string) {
 	r.pg.Handle("slot", func(string) walsender.Result {
 		at := r.pg.Confirmed()
-		return walsender.Answer("pgoutput", "logical", "shop", r.pg.Holder() != nil, "", at, at, walStatus, -1, invalidation, false, r.pg.WALEnd(), "100:100:", r.pg.WALEnd())
+		return walsender.Answer("pgoutput", "logical", "shop", r.pg.Holder() != nil, "", at, at, walStatus, -1, invalidation, false, r.pg.WALEnd(), "100:100:", r.pg.WALEnd(), r.waitsForStandby.Load())
 	})
 }
 

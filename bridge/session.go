@@ -35,8 +35,9 @@ type session struct {
 
 	batch *batch // nil: events are delivered one by one, at least once
 
-	waiters          atomic.Int32 // who want each progress to be confirmed at once
-	lastAcknowledged uint64       // tick's
+	looked           *replication.Slot // look's, the last
+	waiters          atomic.Int32      // who want each progress to be confirmed at once
+	lastAcknowledged uint64            // tick's
 }
 
 // hurry notes that somebody waits for confirmations, or no longer does.

@@ -43,7 +43,8 @@ type Status struct {
 	LastEvent    time.Time `json:"last_event"`             // zero: none since the process started
 	LastError    string    `json:"last_error,omitempty"`
 	LastErrorAt  time.Time `json:"last_error_at,omitzero"`
-	Holder       string    `json:"holder,omitempty"` // who has the slot while we are on standby
+	Holder       string    `json:"holder,omitempty"`    // who has the slot while we are on standby
+	WaitsFor     string    `json:"waits_for,omitempty"` // who makes Postgres send nothing: standby
 	WALStatus    string    `json:"wal_status,omitempty"`
 	RestartLag   int64     `json:"restart_lag_bytes"`
 	ConfirmedLag int64     `json:"confirmed_lag_bytes"`
@@ -53,6 +54,8 @@ type Status struct {
 // stalledAfter is how long events may be in flight without any progress before the bridge
 // calls itself not ready.
 const stalledAfter = 30 * time.Second
+
+const waitsForStandby = "Postgres sends nothing until the standbys that synchronized_standby_slots names have the WAL: start the standby, or take its slot out of that setting"
 
 // Status returns the bridge's present status.
 func (b *Bridge) Status() Status {
@@ -72,6 +75,8 @@ func (b *Bridge) Status() Status {
 		s.Role, s.Ready = "leader", true
 		if idle := time.Since(s.LastProgress); s.Inflight > 0 && idle > stalledAfter {
 			s.Ready, s.Reason = false, "no progress for "+idle.Round(time.Second).String()+" while events are in flight: Kafka does not acknowledge"
+		} else if s.WaitsFor != "" {
+			s.Ready, s.Reason = false, waitsForStandby
 		}
 	default:
 		s.Role, s.Reason = "none", string(s.State)
@@ -95,7 +100,7 @@ func (b *Bridge) enterLocked(state State) {
 	}
 	b.status.State, b.status.Since = state, time.Now()
 	if state != Streaming && state != Draining { // what was known of slot and flight is old
-		b.status.Inflight, b.status.WALStatus, b.status.RestartLag, b.status.ConfirmedLag = 0, "", 0, 0
+		b.status.Inflight, b.status.WaitsFor, b.status.WALStatus, b.status.RestartLag, b.status.ConfirmedLag = 0, "", "", 0, 0
 	}
 	if state == Streaming {
 		b.status.Sessions++
@@ -144,10 +149,26 @@ func (s *session) look(slot *replication.Slot) {
 	if k := s.keeper.Load(); k != nil {
 		k.Observe(slot)
 	}
-	s.metrics.slot(s.db.Name, slot)
+	waits := s.waits(slot)
+	s.metrics.slot(s.db.Name, slot, waits)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	switch {
+	case waits && s.status.WaitsFor == "":
+		s.log.Warn().Stringer("confirmed_lsn", slot.ConfirmedFlush).Msg(waitsForStandby)
+		s.status.WaitsFor = "standby"
+	case !waits && s.status.WaitsFor != "":
+		s.log.Info().Msg("Postgres sends again: the standbys have the WAL")
+		s.status.WaitsFor = ""
+	}
 	s.status.WALStatus, s.status.RestartLag, s.status.ConfirmedLag = slot.WALStatus, slot.RestartLag(), slot.ConfirmedLag()
+}
+
+// waits reports whether Postgres waits for a standby that does not come: it did at the look before, and nothing was confirmed since.
+func (s *session) waits(slot *replication.Slot) bool {
+	before := s.looked
+	s.looked = slot
+	return before != nil && before.WaitsForStandby && slot.WaitsForStandby && before.ConfirmedFlush == slot.ConfirmedFlush
 }
 
 // standby says, once for each holder, that the slot is taken.

@@ -131,6 +131,41 @@ func TestAStandbyIsReady(t *testing.T) {
 	})
 }
 
+// A standby that Postgres waits for in vain is named, once in the log.
+func TestAStandbyThatIsAwayIsNamed(t *testing.T) {
+	const metric = `walferry_waits_for_standby{database="shop"}`
+	bubble(t, func(t *testing.T) {
+		r := newRig(t, time.Minute, nil)
+		registry := instrument(r.bridge)
+		r.start()
+		r.waitsForStandby.Store(true)
+		for i := range 4 { // for moments: what is sent is confirmed
+			r.commit(event(i))
+			sleep(watchEvery)
+			checkReady(t, 200, []string{"shop ready role=leader"}, r.bridge)
+		}
+		sleep(3 * watchEvery)
+		checkReady(t, 503, []string{"shop not ready: Postgres sends nothing until the standbys"}, r.bridge)
+		if s := r.bridge.Status(); s.WaitsFor != "standby" || scrape(t, registry)[metric] != "1" {
+			t.Errorf("waits for %q, metric %q", s.WaitsFor, scrape(t, registry)[metric])
+		}
+		r.waitsForStandby.Store(false)
+		sleep(watchEvery)
+		checkReady(t, 200, []string{"shop ready role=leader"}, r.bridge)
+		if s := r.bridge.Status(); s.WaitsFor != "" || scrape(t, registry)[metric] != "0" {
+			t.Errorf("waits for %q, metric %q", s.WaitsFor, scrape(t, registry)[metric])
+		}
+		for _, line := range []string{"Postgres sends nothing until", "Postgres sends again"} {
+			if n := strings.Count(r.log.String(), line); n != 1 {
+				t.Errorf("%q is logged %d times, want once", line, n)
+			}
+		}
+		if err := r.finish(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
 // An error that repeats is logged once a minute, and stays in the status.
 func TestARepeatedErrorIsNotLoggedEachTime(t *testing.T) {
 	bubble(t, func(t *testing.T) {

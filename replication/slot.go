@@ -21,6 +21,9 @@ type Slot struct {
 	SafeWALSize        int64  // bytes that can be written before it may be lost, -1: no limit
 	InvalidationReason string // Postgres 16 and later
 	ServerLSN          LSN    // end of WAL when this was read
+	// WaitsForStandby says that the walsender waits until the standbys of synchronized_standby_slots have what it would
+	// send next: Postgres 17 and later, of a failover slot. One that is healthy is waited for too, for moments.
+	WaitsForStandby bool
 	// Snapshot is a pg_current_snapshot(): all that it sees commits before SnapshotLSN, the
 	// pg_current_wal_insert_lsn() read after it. Empty and 0 on a standby.
 	Snapshot    string
@@ -83,10 +86,11 @@ func ReadSlot(ctx context.Context, conn *pgx.Conn, name string) (*Slot, error) {
 		coalesce((to_jsonb(s)->>'two_phase')::bool, false),
 		case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end,
 		case when pg_is_in_recovery() then '' else pg_current_snapshot()::text end,
-		case when pg_is_in_recovery() then '0/0' else pg_current_wal_insert_lsn() end
+		case when pg_is_in_recovery() then '0/0' else pg_current_wal_insert_lsn() end,
+		coalesce((select wait_event = 'WaitForStandbyConfirmation' from pg_catalog.pg_stat_activity where pid = s.active_pid), false)
 		from pg_catalog.pg_replication_slots s where slot_name = $1`, name).
 		Scan(&s.plugin, &s.kind, &s.database, &s.Active, &s.ActivePID, &s.RestartLSN, &s.ConfirmedFlush,
-			&s.WALStatus, &s.SafeWALSize, &s.InvalidationReason, &s.twoPhase, &s.ServerLSN, &s.Snapshot, &s.SnapshotLSN)
+			&s.WALStatus, &s.SafeWALSize, &s.InvalidationReason, &s.twoPhase, &s.ServerLSN, &s.Snapshot, &s.SnapshotLSN, &s.WaitsForStandby)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, fmt.Errorf("slot %q: %w", name, ErrNoSlot)
 	}

@@ -49,7 +49,7 @@ func TestConnConfigReadsFilesAnew(t *testing.T) {
 func TestSeveralHostsHaveAConnectTimeout(t *testing.T) {
 	hermetic(t)
 	for dsn, want := range map[string]time.Duration{
-		"host=a user=u": 0, // with TLS and without
+		"host=a user=u":                                        0, // with TLS and without
 		"postgres://u@a,b/d?sslmode=disable":                   connectTimeout,
 		"postgres://u@a:1,a:2/d?sslmode=disable":               connectTimeout,
 		"postgres://u@a,b/d?sslmode=disable&connect_timeout=9": 9 * time.Second,

@@ -164,7 +164,7 @@ func (w *world) answerSQL() {
 	})
 	row("slot", func() []any {
 		at := w.pg.Confirmed()
-		return []any{"pgoutput", "logical", "shop", false, "", at, at, "reserved", -1, "", false, w.pg.WALEnd(), "100:100:", w.pg.WALEnd()}
+		return []any{"pgoutput", "logical", "shop", false, "", at, at, "reserved", -1, "", false, w.pg.WALEnd(), "100:100:", w.pg.WALEnd(), false}
 	})
 }
 
