@@ -84,6 +84,9 @@ var rules = []rule{
 		return verdict{Lost, "events between the last confirmed LSN and now are not in WAL any more: publish them from the outbox table, then drop the slot and run `walferry init`; raise max_slot_wal_keep_size"}
 	}),
 	as(func(e *replication.GapError) verdict {
+		if e.OtherServer {
+			return verdict{Gap, "if another server is the primary, shut this server down or take it out of the DSN, and start walferry again; only if this one is to stay: publish from the outbox table what is missing behind that position, then: `walferry run --accept-gap`"}
+		}
 		return verdict{Gap, "publish from the outbox table what is missing behind that position, then: `walferry run --accept-gap`, or, if the slot is gone, `walferry init --accept-gap`"}
 	}),
 	as(func(e *NoCheckpointError) verdict {

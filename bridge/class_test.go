@@ -79,6 +79,7 @@ func TestErrorsOfTheRooms(t *testing.T) {
 		{"no host is primary", fmt.Errorf("connect: %w", pgconn.ErrStandbyConnection), Retry, ""},
 		{"SQL led elsewhere", fmt.Errorf("slot: %w", replication.ErrOtherServer), Retry, ""},
 		{"a connection that broke in an answer", fmt.Errorf("read slot: %w", pgconn.ErrConnClosed), Retry, ""},
+		{"a gap on another server", &replication.GapError{Slot: "s", OtherServer: true}, Gap, "shut this server down or take it out of the DSN"},
 		{"a gap", &replication.GapError{Slot: "s", From: 1, To: 2}, Gap, "--accept-gap"},
 		{"no checkpoint", &NoCheckpointError{"t", "k"}, Fatal, "--adopt-slot"},
 		{"a topic that keeps no checkpoints", &checkpoint.TopicError{Topic: "t", Hint: "alter it"}, Fatal, "alter it"},

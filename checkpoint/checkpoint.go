@@ -113,22 +113,18 @@ type Resume struct {
 func (c *Checkpoint) Resume(f Found) (Resume, error) {
 	anew := Resume{From: replication.Progress{Flushed: f.Start}}
 	changed := c.Membership.Changed(f.Membership)
-	gap := func(format string, args ...any) error {
+	gap := func(format string, args ...any) *replication.GapError {
 		reason := fmt.Sprintf(format, args...)
 		if changed != "" {
 			reason += "; besides, " + changed // a gap is accepted with all of its reasons
 		}
 		return &replication.GapError{Slot: f.Slot, Reason: reason, From: c.Pos.LSN, To: f.Start}
 	}
-	if c.SystemID != f.SystemID {
-		return anew, gap("the checkpoint is of the cluster with system identifier %s, the server is of %s", c.SystemID, f.SystemID)
-	}
-	left, ok := f.Timelines.End(c.Timeline)
-	if !ok {
-		return anew, gap("the checkpoint was written on timeline %d, which the server has never been on", c.Timeline)
-	}
-	if began := f.Timelines.Began(c.Timeline); c.TimelineBegan.LSN != 0 && began != c.TimelineBegan.LSN {
-		return anew, gap("the checkpoint was written on a timeline %d that began at %s, the server's began at %s: another standby was promoted", c.Timeline, c.TimelineBegan, began)
+	left, other := c.left(f)
+	if other != "" {
+		err := gap("%s", other)
+		err.OtherServer = true
+		return anew, err
 	}
 	r := Resume{From: c.Progress(), Snapshot: c.Snapshot}
 	covered := max(c.Pos.LSN, c.OpenCommit.LSN)
@@ -147,6 +143,22 @@ func (c *Checkpoint) Resume(f Found) (Resume, error) {
 		return r, &replication.GapError{Slot: f.Slot, Reason: changed, From: c.Pos.LSN}
 	}
 	return r, nil
+}
+
+// left returns where the server has left the checkpoint's timeline, or says why its history is not the one that the
+// checkpoint is of.
+func (c *Checkpoint) left(f Found) (at replication.LSN, other string) {
+	if c.SystemID != f.SystemID {
+		return 0, fmt.Sprintf("the checkpoint is of the cluster with system identifier %s, the server is of %s", c.SystemID, f.SystemID)
+	}
+	at, ok := f.Timelines.End(c.Timeline)
+	if !ok {
+		return 0, fmt.Sprintf("the checkpoint was written on timeline %d, the server is on timeline %d and has never been on that", c.Timeline, f.Timelines.Current())
+	}
+	if began := f.Timelines.Began(c.Timeline); c.TimelineBegan.LSN != 0 && began != c.TimelineBegan.LSN {
+		return 0, fmt.Sprintf("the checkpoint was written on a timeline %d that began at %s, the server's began at %s: another standby was promoted", c.Timeline, c.TimelineBegan, began)
+	}
+	return at, ""
 }
 
 // merge returns the progress that may be written by a session that resumed at r and has come

@@ -90,6 +90,27 @@ func TestResume(t *testing.T) {
 	}
 }
 
+// Whoever accepts a gap on the wrong server loses more than the gap.
+func TestResumeTellsAnotherServerFromAGap(t *testing.T) {
+	cluster, fork := written(3, 0x3000, 0, 0), written(3, 0x3000, 0, 0)
+	cluster.SystemID, fork.TimelineBegan.LSN = "7001", 0x1800
+	for name, test := range map[string]struct {
+		from  *Checkpoint
+		start replication.LSN
+		want  bool
+	}{
+		"a later timeline":     {written(4, 0x3000, 0, 0), 0x3000, true},
+		"the same by number":   {fork, 0x3000, true},
+		"another cluster":      {cluster, 0x3000, true},
+		"a slot that is ahead": {written(3, 0x3000, 0, 0), 0x3001, false},
+	} {
+		_, err := test.from.Resume(found(t, test.start))
+		if gap, ok := errors.AsType[*replication.GapError](err); !ok || gap.OtherServer != test.want {
+			t.Errorf("%s: %v, want a gap, of another server: %t", name, err, test.want)
+		}
+	}
+}
+
 // What was handed to Kafka may be there, whatever the checkpoint says.
 func TestResumeKnowsWhatWasOnItsWay(t *testing.T) {
 	inside := replication.Progress{Flushed: 0x1f00, Commit: 0x1f80, Index: 5}

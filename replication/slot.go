@@ -65,6 +65,8 @@ type GapError struct {
 	// From is the last position that is known to be published. To is where the slot stands, 0
 	// if that says nothing.
 	From, To LSN
+	// OtherServer says that the server has not the history of the one that the position is of: another may have.
+	OtherServer bool
 }
 
 func (e *GapError) Error() string {

@@ -94,7 +94,7 @@ func (w *Watch) checkPublication(ctx context.Context, slot *Slot) error {
 		return err
 	}
 	if changed := w.Membership.Changed(p.Membership); changed != "" {
-		return &GapError{w.Slot, changed, slot.ConfirmedFlush, 0}
+		return &GapError{Slot: w.Slot, Reason: changed, From: slot.ConfirmedFlush}
 	}
 	return nil
 }

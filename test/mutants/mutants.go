@@ -132,8 +132,8 @@ var mutants = []mutant{
 		repeats: "after a promotion events are skipped by an LSN of the old primary: patroni/patroni#1749, EnterpriseDB/pg_failover_slots#10",
 		edits: []edit{{
 			"checkpoint/checkpoint.go",
-			"published > left {",
-			"published > left && false {",
+			"covered > left {",
+			"covered > left && false {",
 		}},
 		checker: checker{"./checkpoint", "TestResume"},
 		says:    "promoted before it: {From:{Flushed:0/2800 ",
