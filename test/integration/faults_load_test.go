@@ -25,6 +25,7 @@ const (
 type load struct {
 	w           *world
 	ledger      *ledger
+	lost        lostWAL         // see audit
 	ignore      string          // a topic of other events than the ledger's
 	overtaking  map[string]bool // see audit
 	interleaved bool            // likewise
@@ -51,17 +52,23 @@ func newSeed(t *testing.T) *rand.Rand {
 func (w *world) startLoad(random *rand.Rand) *load {
 	w.t.Helper()
 	w.createLedgerTopics()
+	l := &load{w: w, ledger: newLedger(loadKeys)}
+	l.start(random)
+	w.t.Cleanup(l.stop)
+	return l
+}
+
+// start starts the writers, for the first time or behind a stop.
+func (l *load) start(random *rand.Rand) {
 	ctx, halt := context.WithCancel(context.Background())
-	l := &load{w: w, ledger: newLedger(loadKeys), halt: halt}
+	l.halt = halt
 	for i := range loadWriters {
-		writer := &writer{ledger: l.ledger, dsn: w.dsn(), random: rand.New(rand.NewPCG(random.Uint64(), 0))}
+		writer := &writer{ledger: l.ledger, dsn: l.w.dsn(), random: rand.New(rand.NewPCG(random.Uint64(), 0))}
 		for key := i; key < loadKeys; key += loadWriters {
 			writer.keys = append(writer.keys, key)
 		}
 		l.writers.Go(func() { writer.run(ctx) })
 	}
-	w.t.Cleanup(l.stop)
-	return l
 }
 
 // createLedgerTopics creates a ledger's topics, each with several partitions and with the brokers' default of replicas.
@@ -117,7 +124,7 @@ func (l *load) inspect(also func(*kgo.Record)) *audit {
 		l.w.t.Fatalf("the ledger is wrong: %v", err)
 	}
 	a := l.ledger.audit(l.w.prefix)
-	a.overtaking, a.interleaved = l.overtaking, l.interleaved
+	a.overtaking, a.interleaved, a.lost = l.overtaking, l.interleaved, l.lost
 	l.w.eachRecord(func(r *kgo.Record) {
 		if r.Topic != l.ignore {
 			a.see(r)

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -119,9 +120,17 @@ func dsnOf(t *testing.T, admin, database string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dsn := fmt.Sprintf("postgres://%s:%d/%s?user=%s&sslmode=disable", cfg.Host, cfg.Port, database, cfg.User)
+	hosts := []string{fmt.Sprintf("%s:%d", cfg.Host, cfg.Port)}
+	for _, f := range cfg.Fallbacks {
+		hosts = append(hosts, fmt.Sprintf("%s:%d", f.Host, f.Port))
+	}
+	hosts = slices.Compact(hosts) // one is there with TLS and without
+	dsn := fmt.Sprintf("postgres://%s/%s?user=%s&sslmode=disable", strings.Join(hosts, ","), database, cfg.User)
 	if cfg.Password != "" {
 		dsn += "&password=" + cfg.Password
+	}
+	if len(hosts) > 1 {
+		dsn += "&target_session_attrs=read-write"
 	}
 	return dsn
 }

@@ -51,6 +51,7 @@ const (
 	committed
 	rolledBack // or never came as far as COMMIT
 	unclear    // the connection died at COMMIT
+	undone     // committed, or unclear, on a primary whose WAL the next one does not have
 )
 
 // ledger records what became of every event. One writer owns a key, so that the order of a
@@ -100,6 +101,30 @@ func (l *ledger) of(r ref) outcome {
 	return l.events[r.key][r.seq]
 }
 
+// ends returns how many events each key has.
+func (l *ledger) ends() []int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	ends := make([]int, len(l.events))
+	for key, events := range l.events {
+		ends[key] = len(events)
+	}
+	return ends
+}
+
+// undo notes that a promotion has lost what was committed behind these ends. No writer may be at work.
+func (l *ledger) undo(ends []int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for key, events := range l.events {
+		for seq := ends[key]; seq < len(events); seq++ {
+			if events[seq] == committed || events[seq] == unclear {
+				events[seq] = undone
+			}
+		}
+	}
+}
+
 // resolve clears up from the table which unclear rows were committed. Messages leave
 // no trace: theirs stays unclear. It fails when the table contradicts the ledger.
 func (l *ledger) resolve(table map[string]bool) error {
@@ -143,6 +168,19 @@ type audit struct {
 	// interleaved says that two instances may have published at a time, for one of them was frozen in between: copies
 	// may come anywhere, first copies in their order (docs/high-availability.md).
 	interleaved bool
+	// lost is the WAL that a promotion has lost, from which alone events that are undone may come.
+	lost     lostWAL
+	phantoms int // that did
+}
+
+// lostWAL is the range of a timeline's WAL that walferry has called lost. The transaction that commits at its end is in it.
+type lostWAL struct {
+	timeline uint32
+	from, to pglogrepl.LSN
+}
+
+func (l lostWAL) has(p walPosition) bool {
+	return p.timeline == l.timeline && p.commit >= l.from && p.commit <= l.to
 }
 
 func (l *ledger) audit(prefix string) *audit {
@@ -167,12 +205,17 @@ func (a *audit) see(rec *kgo.Record) {
 		a.fault("phantom", "%s at %d: %v", where, rec.Offset, err)
 		return
 	}
-	if o := a.ledger.of(r); o != committed && o != unclear {
-		a.fault("phantom", "%s at %d: %s was never committed (outcome %d)", where, rec.Offset, r.id(), o)
+	position := header(rec, "walferry-position")
+	p, positionErr := parsePosition(position)
+	switch o := a.ledger.of(r); {
+	case o == committed, o == unclear:
+	case o == undone && a.lost.has(p):
+		a.phantoms++
+	default:
+		a.fault("phantom", "%s at %d: %s (%s) was never committed (outcome %d)", where, rec.Offset, r.id(), position, o)
 		return
 	}
 	a.copies++
-	position := header(rec, "walferry-position")
 	if rec.Topic != a.prefix+"."+r.aggregateType() || string(rec.Key) != r.aggregateID() || !bytes.Equal(rec.Value, []byte(r.payload())) {
 		a.fault("altered", "%s at %d: %s", where, rec.Offset, r.id())
 	}
@@ -188,9 +231,8 @@ func (a *audit) see(rec *kgo.Record) {
 		return
 	}
 	a.first[r] = position
-	p, err := parsePosition(position)
-	if err != nil || p.compare(a.last[where]) <= 0 {
-		a.fault("order", "%s at %d: position %s after %v (%v)", where, rec.Offset, position, a.last[where], err)
+	if positionErr != nil || p.compare(a.last[where]) <= 0 {
+		a.fault("order", "%s at %d: position %s after %v (%v)", where, rec.Offset, position, a.last[where], positionErr)
 	}
 	if !a.overtaking[r.id()] {
 		a.last[where] = p
@@ -231,8 +273,9 @@ func (a *audit) duplicates() int { return a.copies - len(a.first) }
 
 // walPosition is where an event lies in the WAL.
 type walPosition struct {
-	commit pglogrepl.LSN
-	index  uint64
+	timeline uint32
+	commit   pglogrepl.LSN
+	index    uint64
 }
 
 func parsePosition(header string) (walPosition, error) {
@@ -246,12 +289,12 @@ func parsePosition(header string) (walPosition, error) {
 		return p, err
 	}
 	p.commit = lsn
-	_, err = fmt.Sscan(parts[4], &p.index)
+	_, err = fmt.Sscan(parts[1]+" "+parts[4], &p.timeline, &p.index)
 	return p, err
 }
 
 func (p walPosition) compare(q walPosition) int {
-	return cmp.Or(cmp.Compare(p.commit, q.commit), cmp.Compare(p.index, q.index))
+	return cmp.Or(cmp.Compare(p.timeline, q.timeline), cmp.Compare(p.commit, q.commit), cmp.Compare(p.index, q.index))
 }
 
 func TestAuditExcusesOnlyWhatFollowsARefusal(t *testing.T) {
@@ -381,6 +424,57 @@ func TestAuditFindsWhatIsPlanted(t *testing.T) {
 			}
 			if a.duplicates() != c.duplicates {
 				t.Errorf("%d duplicates, want %d", a.duplicates(), c.duplicates)
+			}
+		})
+	}
+}
+
+func TestAuditKnowsWhatAPromotionHasLost(t *testing.T) {
+	// 0 is old, 1 to 3 were lost by the promotion, 4 and 5 are of the new primary, whose WAL begins where 1 lay.
+	at := map[int]string{0: "1/0/10", 1: "1/0/11", 2: "1/0/12", 3: "1/0/13", 4: "2/0/11", 5: "2/0/12"}
+	for _, c := range []struct {
+		name     string
+		seqs     []int
+		table    []int
+		phantoms int
+		want     map[string]int
+	}{
+		{"two of them were published", []int{0, 1, 2, 4, 5}, []int{0, 4, 5}, 2, nil},
+		{"none was", []int{0, 4, 5}, []int{0, 4, 5}, 0, nil},
+		{"one that is not in the range", []int{0, 1, 2, 3, 4, 5}, []int{0, 4, 5}, 2, map[string]int{"phantom": 1}},
+		{"one of the new primary is missing", []int{0, 1, 2, 5}, []int{0, 4, 5}, 2, map[string]int{"lost": 1}},
+		{"one of the lost comes behind the new", []int{0, 1, 4, 2, 5}, []int{0, 4, 5}, 2, map[string]int{"order": 3}},
+		{"one is in the table after all", []int{0, 1, 4, 5}, []int{0, 1, 4, 5}, 1, map[string]int{"ledger": 1}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			l := newLedger(8)
+			var ends []int
+			for seq := range 6 {
+				switch seq {
+				case 1:
+					ends = l.ends()
+				case 4:
+					l.undo(ends)
+				}
+				l.settle(committed, l.next(7))
+			}
+			a := l.audit("p")
+			a.lost = lostWAL{timeline: 1, from: 0x11, to: 0x12}
+			table := map[string]bool{}
+			for _, seq := range c.table {
+				table[ref{7, seq}.id()] = true
+			}
+			if l.resolve(table) != nil {
+				a.fault("ledger", "")
+			}
+			records := topicOf(7, c.seqs...)
+			for i, seq := range c.seqs {
+				records[i].Headers[1].Value = []byte("7/" + at[seq] + "/0")
+				a.see(records[i])
+			}
+			a.finish()
+			if got, want := fmt.Sprint(a.faults), fmt.Sprint(c.want); got != want || a.phantoms != c.phantoms {
+				t.Errorf("faults %v, want %v; %d phantoms, want %d: %q", got, want, a.phantoms, c.phantoms, a.report)
 			}
 		})
 	}

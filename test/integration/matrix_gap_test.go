@@ -13,7 +13,6 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/walferry/walferry/bridge"
-	"github.com/walferry/walferry/internal/servers"
 )
 
 // What a process ends with.
@@ -75,27 +74,6 @@ func (w *world) mustBeCheckpointed() {
 	}
 	if confirmed > c.Pos.LSN {
 		w.t.Errorf("%s is confirmed, the checkpoint says %s", confirmed, c.Pos)
-	}
-}
-
-// promoteStandby has a promotion to a standby that does not have the slot, as before Postgres 17.
-func promoteStandby(f *faultRun) {
-	for _, version := range []string{"15", "18"} {
-		f.Run(version, func(t *testing.T) {
-			g := &faultRun{T: t, env: f.env}
-			pg := ownPostgres(t, version, servers.PostgresOptions{})
-			w := newWorld(t, pg.DSN("postgres"), nil)
-			before := w.deliver()
-			w.order("k", `"in the gap"`)
-			g.promoteWithoutSlot(pg, w)
-			w.refuses(exitGap, "the slot does not exist any more")
-			mustExit(t, exitGap, []string{"init", "--config", w.configFile("")}, "the slot does not exist any more")
-			if n := w.query("SELECT count(*)::text FROM pg_replication_slots"); n != "0" {
-				t.Errorf("%s slots, want none", n)
-			}
-			walferry(t, "init", "--accept-gap", "--config", w.configFile("")).exit(0)
-			w.goesOn("", before)
-		})
 	}
 }
 

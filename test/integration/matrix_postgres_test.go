@@ -7,9 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"os"
-	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -323,23 +320,4 @@ func openTransaction(f *faultRun) {
 		return nil
 	})
 	f.verify(l)
-}
-
-// promoteWithoutSlot makes the server what a promoted standby without the slot is: the next timeline, and no slot.
-func (f *faultRun) promoteWithoutSlot(pg *servers.PG, w *world) {
-	f.Helper()
-	f.stop(pg, "fast", 6*time.Second)
-	err := os.RemoveAll(filepath.Join(pg.DataDir(), "pg_replslot", w.prefix))
-	if err == nil {
-		err = os.WriteFile(filepath.Join(pg.DataDir(), "standby.signal"), nil, 0o644)
-	}
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.start(pg)
-	w.reconnect()
-	w.query("SELECT pg_promote()::text")
-	if timeline := w.query("SELECT left(pg_walfile_name(pg_current_wal_lsn()), 8)"); strings.TrimLeft(timeline, "0") != "2" {
-		f.Fatalf("timeline %s, want 2", timeline)
-	}
 }

@@ -10,8 +10,8 @@ import (
 	"github.com/walferry/walferry/bridge/config"
 )
 
-// pair is two processes of one world: one has the slot, the other waits for it.
-type pair struct {
+// instances are two processes of one world: one has the slot, the other waits for it.
+type instances struct {
 	f               *faultRun
 	leader, standby *command
 }
@@ -22,10 +22,10 @@ const (
 	waiting = "the slot is active elsewhere, waiting for it"
 )
 
-// startPair starts two processes together and waits until they have come to terms.
-func (f *faultRun) startPair(w *world) *pair {
+// startBoth starts two processes together and waits until they have come to terms.
+func (f *faultRun) startBoth(w *world) *instances {
 	f.Helper()
-	p := &pair{f, w.daemon(""), w.daemon("")}
+	p := &instances{f, w.daemon(""), w.daemon("")}
 	await(f.T, "a leader and a standby", func() error {
 		if len(p.leader.logLines(leading)) == 0 {
 			p.swap()
@@ -38,7 +38,7 @@ func (f *faultRun) startPair(w *world) *pair {
 	return p
 }
 
-func (p *pair) swap() { p.leader, p.standby = p.standby, p.leader }
+func (p *instances) swap() { p.leader, p.standby = p.standby, p.leader }
 
 // logsAgain returns a function that waits until a process has logged a message once more than now.
 func (f *faultRun) logsAgain(c *command, message string) (await func()) {
@@ -58,7 +58,7 @@ func (f *faultRun) logsAgain(c *command, message string) (await func()) {
 func twoBridges(f *faultRun) {
 	w := newWorld(f.T, newest(f.T), nil)
 	l := f.load(w)
-	p := f.startPair(w)
+	p := f.startBoth(w)
 	l.more(1000)
 	if n, m := len(p.leader.logLines(leading)), len(p.standby.logLines(leading)); n != 1 || m != 0 || len(p.standby.logLines(waiting)) != 1 {
 		f.Errorf("%d and %d sessions, want 1 and 0: they take the slot from each other", n, m)
@@ -91,7 +91,7 @@ func freezeLeader(f *faultRun) {
 	w := newWorld(f.T, newest(f.T), func(cfg *config.Config) { senderTimeout(cfg, timeout) })
 	l := f.load(w)
 	l.interleaved = true
-	p := f.startPair(w)
+	p := f.startBoth(w)
 	longest := time.Duration(0)
 	for range 10 {
 		l.more(f.random.IntN(100))

@@ -15,7 +15,10 @@ func matrix() []matrixRow {
 		{6, "crash loop of Postgres 14, 16 and 18, 10 of each", "C1-C4 C7 C8 C10", crashPostgres},
 		{7, "fast stop of Postgres 14 to 18 while Kafka is down", "timer C1-C4 C7 C10", stopPostgresWithoutKafka},
 		{8, "pg_terminate_backend of the walsender each second for 60 s", "C1-C4 C7 C9 C10", terminateWalsender},
-		{12, "promotion of a standby without the slot, Postgres 15 and 18", "exit code, no confirmation", promoteStandby},
+		{9, "primary killed, standby with the slot promoted, Postgres 17 and 18", "C1-C4 C7 C10", failOver},
+		{10, "the standby that the walsender waits for is down", "C1-C4 C7 C10 state log", loseStandby},
+		{11, "a standby that lacks WAL is promoted, Postgres 17 and 18", "C1-C4 C7 C10 log", loseWAL},
+		{12, "promotion of a standby without the slot, Postgres 14-16 and 18", "exit code, no confirmation", promoteWithoutSlot},
 		{13, "slot dropped and created again, or advanced, Postgres 14 to 18", "exit code, no confirmation", recreateSlot},
 		{14, "slot lost by max_slot_wal_keep_size, in use and not", "exit code, state, log", together(map[string]func(*testing.T){"slot": TestSlotIsLost})},
 		{15, "idle_replication_slot_timeout of Postgres 18", "state", idleTimeout},
@@ -49,5 +52,7 @@ func matrix() []matrixRow {
 		{38, "values of every kind", "C7", values},
 		{39, "keys and topics of every kind", "state, C1", together(map[string]func(*testing.T){"poison": TestPoison})},
 		{42, "cold start 2 GiB behind", "C1 C4 C9", coldStart},
+		{46, "planned switchover under load, Postgres 18", "C1-C4 C7 C10", switchOver},
+		{47, "the old primary comes back and takes writes, Postgres 18", "exit code, no confirmation", returnOfThePrimary},
 	}
 }

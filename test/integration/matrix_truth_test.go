@@ -63,7 +63,7 @@ func (w *world) eachTruth(visit func(id string, d delivery)) {
 	defer func() { _ = conn.Close(context.Background()) }()
 	reader := &walReader{
 		prefix: w.prefix, system: w.query("SELECT system_identifier::text FROM pg_control_system()"),
-		relations: map[uint32]*pglogrepl.RelationMessage{}, event: visit,
+		switched: w.switchpoint(), relations: map[uint32]*pglogrepl.RelationMessage{}, event: visit,
 	}
 	for more := true; more; {
 		if more, err = reader.read(w.t.Context(), conn, w.truthSlot()); err != nil {
@@ -72,9 +72,16 @@ func (w *world) eachTruth(visit func(id string, d delivery)) {
 	}
 }
 
+// switchpoint returns where timeline 2 began, by the server's own history, 0 on timeline 1.
+func (w *world) switchpoint() pglogrepl.LSN {
+	w.t.Helper()
+	return w.lsn(`SELECT coalesce(split_part(pg_read_file('pg_wal/00000002.history', 0, 1000, true), E'\t', 2), '0/0')`)
+}
+
 // walReader decodes what a slot's pgoutput sends about a ledger's events.
 type walReader struct {
 	prefix, system string
+	switched       pglogrepl.LSN // to timeline 2, 0: never
 	relations      map[uint32]*pglogrepl.RelationMessage
 	commit         pglogrepl.LSN
 	index          int
@@ -138,6 +145,10 @@ func (r *walReader) message(data []byte) error {
 }
 
 func (r *walReader) emit(id, kind, key string, value []byte) {
-	r.event(id, delivery{fmt.Sprintf("%s/1/%s/%d", r.system, r.commit, r.index), r.prefix + "." + kind, key, sha256.Sum256(value)})
+	timeline := 1
+	if r.switched != 0 && r.commit >= r.switched {
+		timeline = 2
+	}
+	r.event(id, delivery{fmt.Sprintf("%s/%d/%s/%d", r.system, timeline, r.commit, r.index), r.prefix + "." + kind, key, sha256.Sum256(value)})
 	r.index++
 }
