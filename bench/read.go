@@ -31,7 +31,7 @@ func read(ctx context.Context, args []string) error {
 	}
 	var dial pgconn.DialFunc = (&net.Dialer{}).DialContext
 	if *paced {
-		dial = replication.Paced(dial, func() time.Duration { return time.Hour })
+		dial = replication.Paced(dial, replication.ReadBuffer, func() time.Duration { return time.Hour })
 	}
 	conn, err := startReplication(ctx, *dsn, *slot, dial)
 	if err != nil {

@@ -16,6 +16,7 @@ import (
 // that it reads, so that none of the stream's stay in pgconn's own buffer.
 type frames struct {
 	r       io.Reader
+	keep    int // bytes of buf, but while a larger message is in it
 	buf     []byte
 	at, end int // what is read and not taken
 	rest    int // bytes of a message of which pgconn has taken the others
@@ -27,13 +28,15 @@ type frames struct {
 
 const (
 	frameHeader = 5
-	// frameBuffer holds some hundreds of messages: what a Read costs no longer matters.
-	frameBuffer = 512 << 10
+	// ReadBuffer holds some hundreds of messages: what a Read costs no longer matters.
+	ReadBuffer = 512 << 10
 	// frameMax is MaxAllocSize of Postgres, which builds each message in one piece of memory.
 	frameMax = 1 << 30
 )
 
-func newFrames(r io.Reader) *frames { return &frames{r: r, buf: make([]byte, frameBuffer)} }
+func newFrames(r io.Reader, keep int) *frames {
+	return &frames{r: r, keep: keep, buf: make([]byte, keep)}
+}
 
 // next returns the next message. A Read that fails because of a deadline loses nothing.
 func (f *frames) next() (kind byte, body []byte, err error) {
@@ -98,10 +101,10 @@ func (f *frames) fill(size int) error {
 		f.at = 0
 	}
 	switch {
-	case f.end == 0 && len(f.buf) > frameBuffer: // rare large messages must not fill memory for good
-		f.buf = make([]byte, frameBuffer)
+	case f.end == 0 && len(f.buf) > f.keep: // rare large messages must not fill memory for good
+		f.buf = make([]byte, f.keep)
 	case f.end == len(f.buf): // doubled as it comes: a size alone is no reason to take a gigabyte
-		f.buf = append(make([]byte, 0, min(2*len(f.buf), max(size, frameBuffer))), f.buf...)
+		f.buf = append(make([]byte, 0, min(2*len(f.buf), max(size, f.keep))), f.buf...)
 		f.buf = f.buf[:cap(f.buf)]
 	}
 	f.waiting.Store(true)

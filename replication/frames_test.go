@@ -46,7 +46,7 @@ func FuzzFrames(f *testing.F) {
 				t.Fatal(err)
 			}
 		}
-		fr := newFrames(&chunked{in: bytes.NewReader(wire), sizes: sizes})
+		fr := newFrames(&chunked{in: bytes.NewReader(wire), sizes: sizes}, ReadBuffer)
 		frontend := pgproto3.NewFrontend(fr, io.Discard)
 		for i, body := range bodies {
 			if i < int(first) {
@@ -71,23 +71,23 @@ func FuzzFrames(f *testing.F) {
 }
 
 func TestFrameOfAnySize(t *testing.T) {
-	for _, size := range []int{0, frameBuffer - 6, frameBuffer - 5, frameBuffer - 4, 3 * frameBuffer, 40 << 20} {
+	for _, size := range []int{0, ReadBuffer - 6, ReadBuffer - 5, ReadBuffer - 4, 3 * ReadBuffer, 40 << 20} {
 		body := bytes.Repeat([]byte{'x'}, size)
 		wire, err := (&pgproto3.CopyData{Data: body}).Encode([]byte{'d', 0, 0, 0, 5, '1'})
 		if err != nil {
 			t.Fatal(err)
 		}
-		fr := newFrames(iotest.HalfReader(bytes.NewReader(append(wire, 'd', 0, 0, 0, 5, '2'))))
+		fr := newFrames(iotest.HalfReader(bytes.NewReader(append(wire, 'd', 0, 0, 0, 5, '2'))), ReadBuffer)
 		for i, want := range [][]byte{{'1'}, body, {'2'}} {
 			if _, got, err := fr.next(); err != nil || !bytes.Equal(got, want) {
 				t.Fatalf("size %d, message %d: %d bytes, %v", size, i, len(got), err)
 			}
 		}
-		if cap(fr.buf) > frameBuffer && size <= frameBuffer-5 {
+		if cap(fr.buf) > ReadBuffer && size <= ReadBuffer-5 {
 			t.Errorf("a message of %d bytes took a buffer of %d", size, cap(fr.buf))
 		}
 		_, _, _ = fr.next()
-		if cap(fr.buf) != frameBuffer {
+		if cap(fr.buf) != ReadBuffer {
 			t.Errorf("%d bytes are kept after a message of %d", cap(fr.buf), size)
 		}
 	}
@@ -97,16 +97,16 @@ func TestFrameOfAnySize(t *testing.T) {
 func TestFrameSizeIsNotBelieved(t *testing.T) {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
-	if _, _, err := newFrames(bytes.NewReader([]byte{'d', 0x3f, 0xff, 0xff, 0xff})).next(); !errors.Is(err, io.ErrUnexpectedEOF) {
+	if _, _, err := newFrames(bytes.NewReader([]byte{'d', 0x3f, 0xff, 0xff, 0xff}), ReadBuffer).next(); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("a message that does not come: %v", err)
 	}
 	runtime.ReadMemStats(&after)
-	if grown := after.TotalAlloc - before.TotalAlloc; grown > 8*frameBuffer {
+	if grown := after.TotalAlloc - before.TotalAlloc; grown > 8*ReadBuffer {
 		t.Errorf("%d bytes were allocated", grown)
 	}
 	for _, size := range [][]byte{{0, 0, 0, 0}, {0, 0, 0, 3}, {0x40, 0, 0, 0}, {0xff, 0xff, 0xff, 0xff}} {
 		var malformed *MalformedError
-		if _, _, err := newFrames(bytes.NewReader(append([]byte{'d'}, size...))).next(); !errors.As(err, &malformed) {
+		if _, _, err := newFrames(bytes.NewReader(append([]byte{'d'}, size...)), ReadBuffer).next(); !errors.As(err, &malformed) {
 			t.Errorf("size % x: %v", size, err)
 		}
 	}
@@ -117,7 +117,7 @@ func TestFrameIsInterrupted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		client, server := net.Pipe()
 		defer client.Close()
-		fr := newFrames(client)
+		fr := newFrames(client, ReadBuffer)
 		for _, part := range []string{"d", "\x00\x00\x00", "\x08da", "ta"} {
 			if err := client.SetReadDeadline(time.Now().Add(-time.Second)); err != nil {
 				t.Fatal(err)

@@ -20,7 +20,8 @@ import (
 // for what it has read counts as pause by itself.
 type paced struct {
 	net.Conn
-	in       *bufio.Reader // of what lies below, passed by for large reads: TLS reads little at a time
+	in       *bufio.Reader // of what lies below, nil until a small read comes: TLS reads little at a time
+	small    int           // bytes of such a read, and of in
 	patience func() time.Duration
 	received func() (bytes, segments uint64)
 	pause    time.Duration
@@ -41,29 +42,35 @@ const (
 )
 
 // Paced returns dial with connections that pace their reads where the kernel says how the bytes
-// came: elsewhere, and from Unix sockets, which join nothing, they are read as they come. patience
-// says how long a read may wait; the goroutine that reads calls it.
-func Paced(dial pgconn.DialFunc, patience func() time.Duration) pgconn.DialFunc {
+// came: elsewhere, and from Unix sockets, which join nothing, they are read as they come. The buffer of who reads has
+// this many bytes. patience says how long a read may wait; the goroutine that reads calls it.
+func Paced(dial pgconn.DialFunc, buffer int, patience func() time.Duration) pgconn.DialFunc {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
 		conn, err := dial(ctx, network, addr)
 		if err != nil {
 			return nil, err
 		}
 		if received := tcpReceived(conn); received != nil {
-			return newPaced(conn, patience, received), nil
+			return newPaced(conn, buffer, patience, received), nil
 		}
 		return conn, nil
 	}
 }
 
-func newPaced(conn net.Conn, patience func() time.Duration, received func() (bytes, segments uint64)) *paced {
-	c := &paced{Conn: conn, patience: patience, received: received}
-	c.in = bufio.NewReaderSize((*pacedReader)(c), frameBuffer/2)
-	return c
+func newPaced(conn net.Conn, buffer int, patience func() time.Duration, received func() (bytes, segments uint64)) *paced {
+	return &paced{Conn: conn, small: buffer / 2, patience: patience, received: received}
 }
 
 // Read implements net.Conn.
-func (c *paced) Read(b []byte) (int, error) { return c.in.Read(b) }
+func (c *paced) Read(b []byte) (int, error) {
+	if c.in == nil {
+		if len(b) >= c.small {
+			return (*pacedReader)(c).Read(b)
+		}
+		c.in = bufio.NewReaderSize((*pacedReader)(c), c.small)
+	}
+	return c.in.Read(b) // which reads what is large past its buffer
+}
 
 // pacedReader is what a paced reads from.
 type pacedReader paced

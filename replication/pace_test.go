@@ -30,7 +30,7 @@ func (f *far) received() (bytes, segments uint64) { return f.bytes, f.segments }
 // read returns what one Read takes.
 func read(t *testing.T, c net.Conn) time.Duration {
 	t.Helper()
-	b := make([]byte, frameBuffer)
+	b := make([]byte, ReadBuffer)
 	start := time.Now()
 	if _, err := c.Read(b); err != nil {
 		t.Fatal(err)
@@ -42,7 +42,7 @@ func TestPace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		patience := time.Hour
 		f := &far{perSegment: 300}
-		c := newPaced(f, func() time.Duration { return patience }, f.received)
+		c := newPaced(f, ReadBuffer, func() time.Duration { return patience }, f.received)
 		var last time.Duration
 		for i := range 40 {
 			took := read(t, c)
@@ -78,7 +78,7 @@ func TestPace(t *testing.T) {
 // Where the kernel does not count segments nothing is known, and nothing waits.
 func TestPaceWithoutCounts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newPaced(&far{perSegment: 300}, func() time.Duration { return time.Hour }, func() (uint64, uint64) { return 0, 0 })
+		c := newPaced(&far{perSegment: 300}, ReadBuffer, func() time.Duration { return time.Hour }, func() (uint64, uint64) { return 0, 0 })
 		for range 10 {
 			if took := read(t, c); took != 0 {
 				t.Errorf("waits for %s", took)
@@ -95,7 +95,7 @@ func TestNoCommitIsDelayed(t *testing.T) {
 		defer client.Close()
 		var segments uint64
 		s := &Stream{}
-		s.frames = newFrames(newPaced(client, s.Patience, func() (uint64, uint64) { segments++; return 300 * segments, segments }))
+		s.frames = newFrames(newPaced(client, ReadBuffer, s.Patience, func() (uint64, uint64) { segments++; return 300 * segments, segments }), ReadBuffer)
 		// receive sends a message of a transaction, late after its commit, and returns how long it is under way.
 		receive := func(late time.Duration) time.Duration {
 			sent := time.Now()

@@ -1,6 +1,7 @@
 package replication
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -23,6 +24,7 @@ type Config struct {
 	Slot        string
 	Publication string
 	Tables      []Table // that the publication must publish
+	ReadBuffer  int     // bytes; 0: ReadBuffer
 }
 
 // Stream is an open logical replication stream. The slot is ours as long as it lives.
@@ -102,7 +104,7 @@ func Open(ctx context.Context, cfg Config, sql *pgx.Conn) (*Stream, error) {
 		return nil, err
 	}
 	s := &Stream{Server: server, Publication: publication, slot: cfg.Slot, opened: time.Now()}
-	if err := s.connect(ctx, cfg.Conn); err != nil {
+	if err := s.connect(ctx, cfg.Conn, cmp.Or(cfg.ReadBuffer, ReadBuffer)); err != nil {
 		return nil, err
 	}
 	if err := s.start(ctx, cfg, sql); err != nil {
@@ -112,7 +114,7 @@ func Open(ctx context.Context, cfg Config, sql *pgx.Conn) (*Stream, error) {
 	return s, nil
 }
 
-func (s *Stream) connect(ctx context.Context, cfg *pgx.ConnConfig) (err error) {
+func (s *Stream) connect(ctx context.Context, cfg *pgx.ConnConfig, buffer int) (err error) {
 	c := cfg.Copy()
 	for name, value := range pinned {
 		c.RuntimeParams[name] = value
@@ -120,9 +122,9 @@ func (s *Stream) connect(ctx context.Context, cfg *pgx.ConnConfig) (err error) {
 	if c.RuntimeParams["application_name"] == "" {
 		c.RuntimeParams["application_name"] = "walferry/" + s.slot
 	}
-	c.DialFunc = Paced(c.DialFunc, s.Patience)
+	c.DialFunc = Paced(c.DialFunc, buffer, s.Patience)
 	c.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
-		s.frames = newFrames(r)
+		s.frames = newFrames(r, buffer)
 		return pgproto3.NewFrontend(s.frames, w)
 	}
 	if s.conn, err = pgconn.ConnectConfig(ctx, &c.Config); err != nil {
