@@ -254,11 +254,15 @@ func TestUniqueDatabases(t *testing.T) {
 		{"other slot", text("b", "postgres://walferry@127.0.0.1/shop", "s2"), ""},
 		{"other server", text("b", "postgres://walferry@127.0.0.2/shop", "walferry"), ""},
 		{"other port", text("b", "postgres://walferry@127.0.0.1:5433/shop", "walferry"), ""},
-		{"other database", text("b", "postgres://walferry@127.0.0.1:5432/crm", "walferry"), ""},
+		{"other slot", text("b", "postgres://walferry@127.0.0.1:5432/crm", "walferry2"), ""},
 		{"same name", text("shop", "host=127.0.0.1", "s2"), "w.yaml:8:11: databases[1].name must be unique in the file: databases[0].name at w.yaml:2:11 is the same"},
 		{
 			"same slot", text("b", "host=127.0.0.1 dbname=shop user=other", "walferry"),
-			"w.yaml:10:11: databases[1].slot must be unique in its Postgres database: databases[0].slot at w.yaml:4:11 is the same",
+			"w.yaml:10:11: databases[1].slot must be unique in its Postgres server: databases[0].slot at w.yaml:4:11 is the same",
+		},
+		{
+			"same slot of another database", text("b", "host=127.0.0.1 dbname=crm", "walferry"),
+			"w.yaml:10:11: databases[1].slot must be unique in its Postgres server: databases[0].slot at w.yaml:4:11 is the same",
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -36,7 +36,7 @@ func (d *document) validate(c *Config) {
 		d.database(path, db, c.Kafka.PositionHeader)
 		d.unique(names, path+".name", db.Name, "the file")
 		if at := d.connection(path, db); at != "" && db.Slot != "" {
-			d.unique(slots, path+".slot", at+" "+db.Slot, "its Postgres database")
+			d.unique(slots, path+".slot", at+" "+db.Slot, "its Postgres server")
 		}
 	}
 	d.kafka("kafka", &c.Kafka)
@@ -77,7 +77,7 @@ func (d *document) database(path string, db *Database, positionHeader string) {
 	}
 }
 
-// connection checks the connection string and the files it depends on, and returns what identifies the database.
+// connection checks the connection string and the files it depends on, and returns what identifies the server, whose databases share the names of slots.
 func (d *document) connection(path string, db *Database) string {
 	if !d.oneOf(path, "dsn", db.DSN != "", "dsn_file", db.DSNFile != "") {
 		return ""
@@ -95,7 +95,7 @@ func (d *document) connection(path string, db *Database) string {
 		d.warnf(path+key, "may connect to another host without TLS: sslmode is disable, allow or prefer, which is the default; "+
 			"use verify-full, or at least require")
 	}
-	return fmt.Sprintf("%s:%d/%s", strings.ToLower(config.Host), config.Port, config.Database)
+	return fmt.Sprintf("%s:%d", strings.ToLower(config.Host), config.Port)
 }
 
 func (d *document) table(path string, outbox *Outbox) {
