@@ -26,9 +26,9 @@ type batch struct {
 	waits   atomic.Bool   // something published is due and not committed
 }
 
-// The most that a transaction holds: consumers see none of it before all of it.
+// The most that a transaction holds, beside share.batch: consumers see none of it before all of it. Its bytes are not held
+// here: a record that is acknowledged is used again.
 const (
-	batchEvents = 100_000
 	batchBytes  = 64 << 20
 	batchTime   = time.Second
 	batchLinger = 20 * time.Millisecond // what is later by eight times as much waits for batchTime
@@ -95,7 +95,7 @@ func (b *batch) full(ctx context.Context) error {
 	if b == nil {
 		return nil
 	}
-	return b.shrink(ctx, batchEvents, batchBytes)
+	return b.shrink(ctx, b.session.options.share().batch, batchBytes)
 }
 
 // apart gives the event that an earlier session halted on a transaction of its own: the brokers may refuse it again, and

@@ -32,6 +32,8 @@ type Options struct {
 	Checkpoint config.Checkpoint
 	Log        zerolog.Logger
 	Metrics    *Metrics
+	// Databases is how many there are in the process, which share its memory equally; 0 is one.
+	Databases int
 	// ExactlyOnce commits events and the checkpoint that covers them in one Kafka transaction.
 	ExactlyOnce bool
 	// AdoptSlot lets the bridge begin where a slot stands that has no checkpoint.
@@ -113,7 +115,7 @@ func New(o Options) *Bridge {
 		nonTransactional: o.Metrics.nonTransactional.WithLabelValues(db.Name),
 		skipped:          o.Metrics.skipped.WithLabelValues(db.Name),
 		commitToAck:      o.Metrics.commitToAck.WithLabelValues(db.Name),
-		replication:      replication.Config{Slot: db.Slot, Publication: db.Publication},
+		replication:      replication.Config{Slot: db.Slot, Publication: db.Publication, ReadBuffer: o.share().read},
 		decode:           decode.Config{Prefix: db.Messages.Prefix},
 		status:           Status{Database: db.Name, Slot: db.Slot},
 	}
@@ -270,7 +272,7 @@ func (s *session) open(ctx context.Context) error {
 	dec.SystemID, dec.OIDs = s.stream.Server.SystemID, s.stream.Publication.OIDs
 	dec.Timeline = func(l decode.LSN) uint32 { return s.stream.Timelines.Of(replication.LSN(l)) }
 	s.decoder = decode.NewDecoder(dec)
-	s.inflight = replication.NewInflight(s.stream.Start, replication.Hooks{Failed: s.fail, Finished: s.finished})
+	s.inflight = replication.NewInflight(s.stream.Start, s.options.share().runs, replication.Hooks{Failed: s.fail, Finished: s.finished})
 	s.feedback = &replication.Feedback{Stream: s.stream, Confirmable: s.confirmable, Tick: s.tick}
 	s.watch = &replication.Watch{
 		Conn: sql, Server: s.stream.Server, Slot: s.db.Slot, Publication: s.db.Publication, Tables: s.replication.Tables,

@@ -290,7 +290,7 @@ func TestConnectingToKafka(t *testing.T) {
 				client = append(client, kgo.DialTLSConfig(test.tls))
 			}
 			k, err := sink.Open(ctx, sink.Config{
-				Client: client, Compression: sink.LZ4(), MaxBuffered: 1 << 20, MaxRecord: 1 << 16, Topics: &sink.Topics{},
+				Client: client, Compression: sink.LZ4(), MaxBuffered: 1 << 20, MaxRecord: 1 << 16, MaxBufferedRecords: 16 << 10, Topics: &sink.Topics{},
 			})
 			if err == nil {
 				k.Close()

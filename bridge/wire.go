@@ -37,10 +37,10 @@ func Published(t decode.Table) replication.Table {
 
 // sinkConfig is that of a sink, without how to reach the brokers.
 func (b *Bridge) sinkConfig() sink.Config {
-	o, k := b.options, b.options.Kafka
+	o, k, share := b.options, b.options.Kafka, b.options.share()
 	cfg := sink.Config{
 		Compression: compression(k.Compression), Linger: k.Linger,
-		MaxBuffered: int(k.MaxBuffered), MaxRecord: int(k.MaxRecord),
+		MaxBuffered: share.buffered, MaxBufferedRecords: share.records, MaxRecord: int(k.MaxRecord),
 		CreateTopics: k.Topics.Create, PositionHeader: k.PositionHeader,
 		Topics: &b.topics, Reserved: []string{o.Checkpoint.Topic, k.DeadLetterTopic},
 		Created: func(topic string) {

@@ -54,6 +54,7 @@ type Inflight struct {
 
 	room   chan struct{} // tells an Add that waits that the window is no longer full
 	hooks  Hooks
+	most   int // runs in the window
 	perRun int // runMax, fewer in tests
 }
 
@@ -69,13 +70,8 @@ func (p Progress) Covers(commit LSN, index uint64) bool {
 	return commit < p.Flushed || commit == p.Commit && index < p.Index
 }
 
-const (
-	// windowMax bounds the runs in the window. Kafka's own bounds count only what is not
-	// acknowledged: behind one stuck event any number of finished runs may wait.
-	windowMax = 1 << 18
-	// runMax is the events of a run. Fewer would cost more, more would blur Progress.
-	runMax = 512
-)
+// runMax is the events of a run. Fewer would cost more, more would blur Progress.
+const runMax = 512
 
 // Hooks are called by an Inflight. They must be quick and must not call back.
 type Hooks struct {
@@ -100,9 +96,10 @@ type run struct {
 }
 
 // NewInflight returns an empty window of a stream that begins at start, the slot's
-// confirmed_flush_lsn.
-func NewInflight(start LSN, hooks Hooks) *Inflight {
-	f := &Inflight{last: start, hooks: hooks, perRun: runMax, room: make(chan struct{}, 1)}
+// confirmed_flush_lsn, for this many runs at most. Kafka's own bounds count only what is not
+// acknowledged: behind one stuck event any number of finished runs may wait.
+func NewInflight(start LSN, most int, hooks Hooks) *Inflight {
+	f := &Inflight{last: start, hooks: hooks, most: most, perRun: runMax, room: make(chan struct{}, 1)}
 	f.flushed.Store(uint64(start))
 	return f
 }
@@ -177,7 +174,7 @@ func (f *Inflight) Withdraw(index uint64) {
 func (f *Inflight) next(ctx context.Context) error {
 	f.EndRun()
 	f.mu.Lock()
-	for f.size() >= windowMax {
+	for f.size() >= f.most {
 		f.mu.Unlock()
 		select {
 		case <-ctx.Done():
@@ -269,7 +266,7 @@ func (f *Inflight) advance() {
 		if r.unfinished.Load() != 0 {
 			return
 		}
-		if f.size() == windowMax {
+		if f.size() == f.most {
 			select {
 			case f.room <- struct{}{}:
 			default: // it has been told

@@ -80,12 +80,15 @@ type event struct {
 	index int
 }
 
+// windowMax is the bound of the windows of these tests.
+const windowMax = 1 << 14
+
 // run plays a random history on both and compares after every step.
 func runModel(seed uint64, steps int) error {
 	rng := rand.New(rand.NewPCG(seed, 0))
 	lsn := LSN(rng.Uint64N(1 << 33))
 	m := &model{start: lsn}
-	f := NewInflight(lsn, Hooks{Failed: func(error) {}})
+	f := NewInflight(lsn, windowMax, Hooks{Failed: func(error) {}})
 	f.perRun = 1 + rng.IntN(4)
 	var events []event
 	failRate := rng.IntN(3) // one run in three has no failures
@@ -182,7 +185,7 @@ func transaction(t testing.TB, f *Inflight, end LSN, events int) (done []func(er
 }
 
 func TestInflightPublishesOnlyTheFinishedPrefix(t *testing.T) {
-	f := NewInflight(100, Hooks{})
+	f := NewInflight(100, windowMax, Hooks{})
 	var done []func(error)
 	for end := LSN(200); end <= 400; end += 100 {
 		done = append(done, transaction(t, f, end, 1)...)
@@ -200,7 +203,7 @@ func TestInflightPublishesOnlyTheFinishedPrefix(t *testing.T) {
 
 func TestInflightLatchesBehindAFailure(t *testing.T) {
 	var failed error
-	f := NewInflight(100, Hooks{Failed: func(err error) { failed = err }})
+	f := NewInflight(100, windowMax, Hooks{Failed: func(err error) { failed = err }})
 	first, second := transaction(t, f, 200, 1), transaction(t, f, 300, 1)
 	boom := errors.New("boom")
 	first[0](boom)
@@ -218,7 +221,7 @@ func TestInflightLatchesBehindAFailure(t *testing.T) {
 }
 
 func TestInflightIdleOnlyWhenNothingIsPending(t *testing.T) {
-	f := NewInflight(100, Hooks{})
+	f := NewInflight(100, windowMax, Hooks{})
 	f.Idle(150)
 	if got := f.Flushed(); got != 150 {
 		t.Errorf("idle: Flushed %s, want 0/96", got)
@@ -245,7 +248,7 @@ func TestInflightIdleOnlyWhenNothingIsPending(t *testing.T) {
 }
 
 func TestInflightEmptyTransactionsTakeNoRoomBehindAStuckOne(t *testing.T) {
-	f := NewInflight(0, Hooks{})
+	f := NewInflight(0, windowMax, Hooks{})
 	stuck := transaction(t, f, 10, 1)
 	const last = 1_000_000
 	for end := LSN(11); end <= last; end++ {
@@ -262,7 +265,7 @@ func TestInflightEmptyTransactionsTakeNoRoomBehindAStuckOne(t *testing.T) {
 
 // Behind a stuck event the window fills up to its bound, and no further.
 func TestInflightAddWaitsWhileTheWindowIsFull(t *testing.T) {
-	f := NewInflight(0, Hooks{})
+	f := NewInflight(0, windowMax, Hooks{})
 	stuck := transaction(t, f, 1, 1)
 	for end := LSN(2); end <= windowMax; end++ {
 		transaction(t, f, end, 1)[0](nil)
@@ -290,7 +293,7 @@ func TestInflightAddWaitsWhileTheWindowIsFull(t *testing.T) {
 
 func TestInflightRefusesRepeatedCommits(t *testing.T) {
 	for _, end := range []LSN{100, 50} {
-		f := NewInflight(100, Hooks{})
+		f := NewInflight(100, windowMax, Hooks{})
 		f.Begin(end, time.Time{})
 		if err := f.Commit(end); err == nil {
 			t.Errorf("a commit that ends at %s was taken behind 0/64", end)
@@ -318,14 +321,14 @@ func TestInflightPanics(t *testing.T) {
 					t.Errorf("%s: no panic", name)
 				}
 			}()
-			misuse(NewInflight(100, Hooks{}))
+			misuse(NewInflight(100, windowMax, Hooks{}))
 		}()
 	}
 }
 
 func TestInflightIsSafeForConcurrentDone(t *testing.T) {
 	var finished int
-	f := NewInflight(0, Hooks{Finished: func(time.Time) { finished++ }})
+	f := NewInflight(0, windowMax, Hooks{Finished: func(time.Time) { finished++ }})
 	f.perRun = 2
 	events := make(chan func(error), 1024)
 	var wg sync.WaitGroup
@@ -355,7 +358,7 @@ func TestInflightIsSafeForConcurrentDone(t *testing.T) {
 }
 
 func TestInflightDoesNotAllocate(t *testing.T) {
-	f := NewInflight(0, Hooks{})
+	f := NewInflight(0, windowMax, Hooks{})
 	end := LSN(0)
 	ctx := t.Context()
 	allocs := testing.AllocsPerRun(10_000, func() {
@@ -373,7 +376,7 @@ func TestInflightDoesNotAllocate(t *testing.T) {
 }
 
 func BenchmarkInflight(b *testing.B) {
-	f := NewInflight(0, Hooks{})
+	f := NewInflight(0, windowMax, Hooks{})
 	end := LSN(0)
 	ctx := b.Context()
 	b.ReportAllocs()
@@ -387,7 +390,7 @@ func BenchmarkInflight(b *testing.B) {
 }
 
 func TestInflightAheadIsWhatThereWillBe(t *testing.T) {
-	f := NewInflight(100, Hooks{})
+	f := NewInflight(100, windowMax, Hooks{})
 	at := func(when string, want Progress) {
 		t.Helper()
 		if got := f.Ahead(); got != want {

@@ -87,7 +87,7 @@ func TestWhatComesBehindAPauseIsNotOurs(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s := Stream{frames: newFrames(bytes.NewReader(row)), Server: Server{SenderTimeout: c.timeout}, opened: time.Now()}
+				s := Stream{frames: newFrames(bytes.NewReader(row), ReadBuffer), Server: Server{SenderTimeout: c.timeout}, opened: time.Now()}
 				<-time.After(c.lastHeard)
 				s.heard(time.Now())
 				<-time.After(time.Minute + time.Millisecond - c.lastHeard)

@@ -70,7 +70,7 @@ func TestOpenEndsWithItsContextAlthoughTheBrokerIsSilent(t *testing.T) {
 		time.AfterFunc(time.Second, cancel)
 		k, err := Open(ctx, Config{
 			Client:      []kgo.Opt{kgo.SeedBrokers("127.0.0.1:9092", "127.0.0.2:9092"), kgo.Dialer(silent)},
-			Compression: LZ4(), MaxBuffered: 8 << 20, MaxRecord: 1 << 20, Topics: &Topics{},
+			Compression: LZ4(), MaxBuffered: 8 << 20, MaxRecord: 1 << 20, MaxBufferedRecords: 16 << 10, Topics: &Topics{},
 		})
 		if err == nil {
 			k.Close()

@@ -17,16 +17,18 @@ import (
 
 // Config is what a Kafka sink is made of. Sizes are bytes.
 type Config struct {
-	Client         []kgo.Opt // how to reach the brokers: addresses, TLS, SASL, logger
-	Compression    kgo.Opt   // LZ4, or one of kgo's
-	Linger         time.Duration
-	MaxBuffered    int // of all records that are not acknowledged; Publish blocks at it
-	MaxRecord      int // of one record's key, value and header values
-	CreateTopics   bool
-	Routes         []Route  // by decode.Event.Source
-	PositionHeader string   // empty: none
-	Reserved       []string // topics that no event may go to
-	Topics         *Topics  // shared by the sinks that follow one another
+	Client      []kgo.Opt // how to reach the brokers: addresses, TLS, SASL, logger
+	Compression kgo.Opt   // LZ4, or one of kgo's
+	Linger      time.Duration
+	MaxBuffered int // of all records that are not acknowledged; Publish blocks at it. At least MaxRecord + BatchOverhead
+	MaxRecord   int // of one record's key, value and header values
+	// MaxBufferedRecords is how many records MaxBuffered may be: each costs more than its bytes.
+	MaxBufferedRecords int
+	CreateTopics       bool
+	Routes             []Route  // by decode.Event.Source
+	PositionHeader     string   // empty: none
+	Reserved           []string // topics that no event may go to
+	Topics             *Topics  // shared by the sinks that follow one another
 	// Created, if not nil, is called with each topic that the sink had to create.
 	Created func(topic string)
 	// Observe, if not nil, is called for every acknowledged record, serially. It must be quick.
@@ -75,7 +77,7 @@ type records struct {
 	kept int // bytes of the larger buffers
 }
 
-// smallBuffer is what a record always keeps, in bytes. All together that is as much as the
+// smallBuffer is what a record always keeps, in bytes. All together, 16,384 in a process, that is as much as the
 // default of kafka.max_buffered, 8 MiB.
 const smallBuffer = 512
 
@@ -166,10 +168,10 @@ func (k *Kafka) options() []kgo.Opt {
 		kgo.RecordPartitioner(Partitioner()), // murmur2 of the key, as Kafka's Java client
 		k.cfg.Compression,
 		kgo.ProducerLinger(k.cfg.Linger),
-		kgo.ProducerBatchMaxBytes(int32(k.cfg.MaxRecord + batchOverhead)),
+		kgo.ProducerBatchMaxBytes(int32(k.cfg.MaxRecord + BatchOverhead)),
 		kgo.MaxBufferedBytes(k.cfg.MaxBuffered),
 		kgo.BrokerMaxWriteBytes(int32(maxRequest(k.cfg))),
-		kgo.MaxBufferedRecords(maxBufferedRecords),
+		kgo.MaxBufferedRecords(k.cfg.MaxBufferedRecords),
 		// The default of 5 s would be 5 s of waiting for a partition's new leader.
 		kgo.MetadataMinAge(500 * time.Millisecond),
 		// On a gap in the sequence the client would start a new one, and reorder.
@@ -178,25 +180,23 @@ func (k *Kafka) options() []kgo.Opt {
 }
 
 const (
-	// maxBufferedRecords bounds the records in flight beside MaxBuffered, which does not
-	// count what each costs beyond its bytes.
-	maxBufferedRecords = 16 << 10
 	// requestShare is the part of MaxBuffered that a produce request carries. A request is a buffer of its own, as
 	// large as what it carries and larger while it grows: in one piece, all that is in flight would cost as much again.
 	requestShare = 4
 	// requestMax is Kafka's default of socket.request.max.bytes: a broker ends the connection over a larger one.
 	requestMax = 100 << 20
-	// requestOverhead is the room for the framing of a request of one batch: client and topic, and for each record what
-	// kgo counts for it before it knows the broker's version. A batch beyond the limit would never be sent.
-	requestOverhead = 4<<10 + maxBufferedRecords*40
-	// batchOverhead is the room for the framing of a batch of one record: 61 bytes and
+	// requestOverhead and recordOverhead are the room for the framing of a request of one batch: client and topic, and for
+	// each record what kgo counts for it before it knows the broker's version. A batch beyond the limit would never be sent.
+	requestOverhead, recordOverhead = 4 << 10, 40
+	// BatchOverhead is the room for the framing of a batch of one record: 61 bytes and
 	// a few varints for the batch, the header keys, and lengths.
-	batchOverhead = 1 << 10
+	BatchOverhead = 1 << 10
 )
 
 // maxRequest returns the bytes that a produce request may have before compression.
 func maxRequest(cfg Config) int {
-	return min(max(cfg.MaxBuffered/requestShare, cfg.MaxRecord+batchOverhead+requestOverhead), requestMax)
+	least := cfg.MaxRecord + BatchOverhead + requestOverhead + cfg.MaxBufferedRecords*recordOverhead
+	return min(max(cfg.MaxBuffered/requestShare, least), requestMax)
 }
 
 // connect waits for the brokers until ctx ends. A broker that accepts connections and says

@@ -31,7 +31,7 @@ func cluster(t *testing.T, opts ...kfake.Opt) *kfake.Cluster {
 func testConfig(c *kfake.Cluster) Config {
 	return Config{
 		Client: []kgo.Opt{kgo.SeedBrokers(c.ListenAddrs()...)}, Compression: LZ4(),
-		MaxBuffered: 8 << 20, MaxRecord: 1 << 20, CreateTopics: true, PositionHeader: "walferry-position",
+		MaxBuffered: 8 << 20, MaxRecord: 1 << 20, MaxBufferedRecords: 16 << 10, CreateTopics: true, PositionHeader: "walferry-position",
 		Routes: []Route{{Topic: "outbox.event.{aggregatetype}"}}, Topics: &Topics{},
 	}
 }
@@ -146,6 +146,28 @@ func TestPublishBlocksWhenTheBufferIsFull(t *testing.T) {
 	}
 }
 
+// The smallest buffer that is allowed takes the largest record, header and all.
+func TestTheSmallestBufferTakesTheLargestRecord(t *testing.T) {
+	cfg := testConfig(cluster(t))
+	cfg.MaxRecord, cfg.MaxBufferedRecords = 16<<10, 256
+	cfg.MaxBuffered = cfg.MaxRecord + BatchOverhead
+	k := open(t, cfg)
+	ev := orderEvent()
+	ev.Payload = nil
+	ev.Payload = make([]byte, cfg.MaxRecord-k.router.recordSize(ev))
+	done := make(chan error, 3)
+	for range cap(done) {
+		if err := k.Publish(t.Context(), ev, time.Now(), func(err error) { done <- err }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range cap(done) {
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestPublishLatchesOnTheFirstFailure(t *testing.T) {
 	c := cluster(t)
 	k := open(t, testConfig(c))
@@ -185,15 +207,17 @@ func TestPublishLatchesOnTheFirstFailure(t *testing.T) {
 // A request has room for the largest record, and is none that a broker refuses.
 func TestRequestsAreBounded(t *testing.T) {
 	const record = 1020 << 10
-	for _, test := range []struct{ buffered, record, want int }{
-		{8 << 20, record, 2 << 20},
-		{64 << 20, record, 16 << 20},
-		{4 << 10, 1 << 10, 1<<10 + batchOverhead + requestOverhead},
-		{256 << 20, 64 << 20, 64<<20 + batchOverhead + requestOverhead},
-		{17 << 30, record, 100 << 20},
+	overhead := func(records int) int { return BatchOverhead + requestOverhead + records*recordOverhead }
+	for _, test := range []struct{ buffered, records, record, want int }{
+		{8 << 20, 16 << 10, record, 2 << 20},
+		{64 << 20, 16 << 10, record, 16 << 20},
+		{4 << 10, 16 << 10, 1 << 10, 1<<10 + overhead(16<<10)},
+		{256 << 20, 16 << 10, 64 << 20, 64<<20 + overhead(16<<10)},
+		{1 << 20, 800, record, record + overhead(800)},
+		{17 << 30, 16 << 10, record, 100 << 20},
 	} {
-		if got := maxRequest(Config{MaxBuffered: test.buffered, MaxRecord: test.record}); got != test.want {
-			t.Errorf("max_buffered %d, max_record %d: requests of %d bytes, want %d", test.buffered, test.record, got, test.want)
+		if got := maxRequest(Config{MaxBuffered: test.buffered, MaxBufferedRecords: test.records, MaxRecord: test.record}); got != test.want {
+			t.Errorf("max_buffered %d, %d records, max_record %d: requests of %d bytes, want %d", test.buffered, test.records, test.record, got, test.want)
 		}
 	}
 }

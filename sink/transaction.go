@@ -48,7 +48,7 @@ func (k *Kafka) Use(client *kgo.Client) { k.client = client }
 func (k *Kafka) Full(events, bytes int) bool {
 	t := k.txn
 	if t.cut {
-		events, bytes = min(events, maxBufferedRecords/2), min(bytes, k.cfg.MaxBuffered/2)
+		events, bytes = min(events, k.cfg.MaxBufferedRecords/2), min(bytes, k.cfg.MaxBuffered/2)
 	}
 	return len(t.done)-t.events >= events || t.bytes >= bytes
 }

@@ -109,7 +109,9 @@ type Kafka struct {
 	// much, those of a backlog, wait for it: fewer and larger requests cost bridge and brokers less. Others wait only
 	// while a request is on its way. Default 20ms.
 	Linger time.Duration `yaml:"linger" default:"20ms"`
-	// MaxBuffered bounds the bytes of records in flight, for each database; at least four times MaxRecord. Default 8MiB.
+	// MaxBuffered bounds the bytes of records in flight, of all databases of the process together; at least four times
+	// MaxRecord. Each database has an equal share for itself, and never less than one record of MaxRecord with 1 KiB around
+	// it, so that many databases may exceed it by that. Default 8MiB.
 	MaxBuffered Size `yaml:"max_buffered" default:"8MiB"`
 	// MaxRecord bounds key, value and headers of one record together, 1KiB to 64MiB. Default 1020KiB, which fits the
 	// brokers' default of 1 MiB with the batch around it. It must not exceed max.message.bytes of any topic, less a little for the batch around the record.

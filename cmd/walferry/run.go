@@ -112,6 +112,7 @@ func run(ctx context.Context, cfg *config.Config, o bridge.Options) error {
 	}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	o.Databases = len(cfg.Databases)
 	o.Kafka, o.Checkpoint, o.ExactlyOnce, o.Metrics = cfg.Kafka, cfg.Checkpoint, cfg.ExactlyOnce(), bridge.NewMetrics(registry, version, commit)
 	var bridges []*bridge.Bridge
 	for _, db := range cfg.Databases {
