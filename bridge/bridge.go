@@ -18,6 +18,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
+	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/walferry/walferry/bridge/config"
 	"github.com/walferry/walferry/decode"
@@ -46,6 +47,8 @@ type Options struct {
 	// for tests.
 	Dial         func(ctx context.Context, network, addr string) (net.Conn, error)
 	DialPostgres pgconn.DialFunc
+
+	kafkaLog kgo.Logger // of all of a Bridge's Kafka clients
 }
 
 // Bridge carries the events of one database.
@@ -119,6 +122,7 @@ func New(o Options) *Bridge {
 		decode:           decode.Config{Prefix: db.Messages.Prefix},
 		status:           Status{Database: db.Name, Slot: db.Slot},
 	}
+	b.options.kafkaLog = newKafkaLogger(b.log)
 	for _, t := range db.Outbox {
 		table := OutboxTable(t)
 		b.decode.Tables = append(b.decode.Tables, table)

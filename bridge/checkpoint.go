@@ -28,7 +28,7 @@ func checkpointKey(db config.Database) string { return db.Name + "/" + db.Slot }
 // the system identifier, so that two clusters never fence each other.
 func (o Options) checkpoints(systemID string) (checkpoint.Config, error) {
 	key := checkpointKey(o.Database)
-	client, err := kafkaClient(o, newKafkaLogger(o.Log))
+	client, err := kafkaClient(o)
 	return checkpoint.Config{
 		Client: client, Topic: o.Checkpoint.Topic, Key: key,
 		TransactionalID: "walferry/" + systemID + "/" + key, Create: o.Kafka.Topics.Create,

@@ -225,7 +225,7 @@ func (s *session) letter(at decode.Position, l *DeadLetter, wal []byte, id strin
 
 // move publishes a dead letter and, when it is confirmed, notes it for the bridge.
 func (s *session) move(ctx context.Context, at decode.Position, l *DeadLetter, r *kgo.Record) error {
-	client, err := kafkaClient(s.options, newKafkaLogger(s.log))
+	client, err := kafkaClient(s.options)
 	if err != nil {
 		return err
 	}

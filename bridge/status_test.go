@@ -188,6 +188,31 @@ func TestARepeatedErrorIsNotLoggedEachTime(t *testing.T) {
 	})
 }
 
+// Without brokers the client warns for each of its attempts, and every session has new clients. A database whose sessions
+// fail again and again says so a few times a minute, and which one it is.
+func TestKafkasWarningsOfManySessionsAreFew(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newRig(t, time.Minute, nil)
+		r.noKafka.Store(true)
+		r.start()
+		sleep(5 * time.Minute) // ten sessions
+		lines := 0
+		for line := range strings.Lines(r.log.String()) {
+			if !strings.Contains(line, `"component":"kafka"`) || !strings.Contains(line, `"level":"warn"`) {
+				continue
+			}
+			lines++
+			if !strings.Contains(line, `"database":"shop"`) {
+				t.Errorf("whose Kafka client says %s", line)
+			}
+		}
+		if lines < 5 || lines > 30 {
+			t.Errorf("%d warnings of Kafka's clients within five minutes, want 5 a minute at most:\n%s", lines, r.log)
+		}
+		_ = r.finish()
+	})
+}
+
 func TestStatusAsJSON(t *testing.T) {
 	always := []string{
 		"database", "slot", "state", "role", "since", "ready", "sessions", "in_flight_events", "confirmed_lsn",

@@ -75,12 +75,16 @@ func (b *Bridge) liveSinkConfig() (cfg sink.Config, err error) {
 		b.acknowledged.Add(1)
 		observe(topic, bytes, latency)
 	}
-	cfg.Client, err = kafkaClient(b.options, newKafkaLogger(b.log))
+	cfg.Client, err = kafkaClient(b.options)
 	return cfg, err
 }
 
 // kafkaClient returns how a client reaches the brokers, with the secrets as they are now.
-func kafkaClient(o Options, log kgo.Logger) ([]kgo.Opt, error) {
+func kafkaClient(o Options) ([]kgo.Opt, error) {
+	log := o.kafkaLog
+	if log == nil {
+		log = newKafkaLogger(o.Log)
+	}
 	opts := []kgo.Opt{kgo.SeedBrokers(o.Kafka.Brokers...), kgo.ClientID(o.Kafka.ClientID), kgo.WithLogger(log)}
 	tlsConfig, err := o.Kafka.TLS.Load()
 	if err != nil {
@@ -135,7 +139,8 @@ func mechanism(s config.SASL) (sasl.Mechanism, error) {
 // kafkaLogger passes the Kafka client's warnings on; in normal operation there are none.
 type kafkaLogger struct{ log zerolog.Logger }
 
-// newKafkaLogger samples them: without brokers the client warns for each of its attempts.
+// newKafkaLogger samples them: without brokers the client warns for each of its attempts. All clients of a bridge share one,
+// for each session has new clients.
 func newKafkaLogger(log zerolog.Logger) kafkaLogger {
 	return kafkaLogger{log.Sample(&zerolog.LevelSampler{WarnSampler: &zerolog.BurstSampler{Burst: 5, Period: logAgain}})}
 }
