@@ -18,6 +18,7 @@ import (
 type batch struct {
 	session *session
 	options []kgo.Opt     // of the client
+	most    int           // events of a transaction
 	turn    chan struct{} // holds one value while somebody has it
 	held    bool          // by the pump; of its goroutine, as noted
 	noted   bool          // the last event is the one that an earlier session halted on
@@ -40,7 +41,7 @@ func (s *session) newBatch(ctx context.Context) (*sink.Kafka, *batch, error) {
 		return nil, nil, err
 	}
 	k, options := sink.NewTransactional(ctx, cfg)
-	return k, &batch{session: s, options: options, turn: make(chan struct{}, 1), due: make(chan struct{}, 1), room: make(chan struct{}, 1)}, nil
+	return k, &batch{session: s, options: options, most: s.options.share().batch, turn: make(chan struct{}, 1), due: make(chan struct{}, 1), room: make(chan struct{}, 1)}, nil
 }
 
 // take waits for the pump's turn.
@@ -95,7 +96,7 @@ func (b *batch) full(ctx context.Context) error {
 	if b == nil {
 		return nil
 	}
-	return b.shrink(ctx, b.session.options.share().batch, batchBytes)
+	return b.shrink(ctx, b.most, batchBytes)
 }
 
 // apart gives the event that an earlier session halted on a transaction of its own: the brokers may refuse it again, and
