@@ -66,7 +66,7 @@ func (s *session) resume(ctx context.Context) error {
 			s.log.Warn().Int16("transaction_version", v).Msg("the brokers' transactions are those before KIP-890: late requests of one can become part of the next, so exactly-once is not sure; Kafka 4.0 with transaction.version=2 is")
 		}
 	}
-	r, rewrite, err := s.judge(s.store.Values()[cfg.Key], found)
+	r, rewrite, err := s.judge(ctx, s.store.Values()[cfg.Key], found)
 	if err != nil {
 		return err
 	}
@@ -80,7 +80,7 @@ func (s *session) resume(ctx context.Context) error {
 }
 
 // judge says where to go on from a checkpoint's value, and whether that has to be written.
-func (s *session) judge(value []byte, found checkpoint.Found) (r checkpoint.Resume, rewrite bool, err error) {
+func (s *session) judge(ctx context.Context, value []byte, found checkpoint.Found) (r checkpoint.Resume, rewrite bool, err error) {
 	if value == nil {
 		if !s.options.AdoptSlot {
 			return r, false, &NoCheckpointError{s.options.Checkpoint.Topic, checkpointKey(s.db)}
@@ -96,7 +96,13 @@ func (s *session) judge(value []byte, found checkpoint.Found) (r checkpoint.Resu
 		found.Sent = s.sent.commit
 	}
 	r, err = c.Resume(found)
-	if gap, ok := errors.AsType[*replication.GapError](err); ok && s.options.AcceptGap {
+	gap, ok := errors.AsType[*replication.GapError](err)
+	if ok {
+		if err := s.holdsSlot(ctx); err != nil {
+			return r, false, err
+		}
+	}
+	if ok && s.options.AcceptGap {
 		s.log.Warn().Str("reason", gap.Reason).Stringer("from", gap.From).Stringer("to", gap.To).
 			Msg("a gap is accepted: events in it may not have been published")
 		return r, true, nil
@@ -107,6 +113,21 @@ func (s *session) judge(value []byte, found checkpoint.Found) (r checkpoint.Resu
 		rewrite = true
 	}
 	return r, rewrite || c.Timeline != found.Timelines.Current() || !maps.Equal(c.Membership, found.Membership), err
+}
+
+// holdsSlot makes sure that the slot is ours before anybody is told of a gap. Whoever was frozen behind START_REPLICATION
+// compares what it found then, the end of WAL for one, with the checkpoint of its successor.
+func (s *session) holdsSlot(ctx context.Context) error {
+	cfg, err := s.connConfig()
+	if err != nil {
+		return err
+	}
+	conn, err := replication.ConnectSQL(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close(ctx) }() // it only read
+	return s.stream.Holds(ctx, conn)
 }
 
 // confirmable is what Feedback may confirm: with checkpoints never more than is written.

@@ -1,11 +1,14 @@
 package bridge
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -65,7 +68,7 @@ func (r *rig) recreate() {
 	r.seen.add(at) // as confirmed_flush_lsn
 	r.pg.Handle("slot", func(string) walsender.Result {
 		confirmed := max(at, r.pg.Confirmed())
-		return walsender.Answer("pgoutput", "logical", "shop", false, "", at, confirmed, "reserved", -1, "", false, r.pg.WALEnd(), "1:1:", r.pg.WALEnd(), false)
+		return walsender.Answer("pgoutput", "logical", "shop", r.pg.ActivePID() != "", r.pg.ActivePID(), at, confirmed, "reserved", -1, "", false, r.pg.WALEnd(), "1:1:", r.pg.WALEnd(), false)
 	})
 }
 
@@ -212,6 +215,45 @@ func TestAFrozenInstanceIsFenced(t *testing.T) {
 	})
 }
 
+// An instance that was frozen behind START_REPLICATION compares what it found then with its successor's checkpoint.
+func TestAFrozenInstanceSeesNoGap(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newCheckpointedRig(t, time.Second)
+		r.start()
+		r.commit(event(0))
+		r.finishAfter(5 * time.Second)
+		r.again()
+		successor := New(r.options)
+		thaw := make(chan struct{})
+		r.options.Dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			select {
+			case <-thaw:
+			case <-ctx.Done():
+			}
+			return r.dialKafka(ctx, network, addr)
+		}
+		r.bridge = New(r.options)
+		r.start() // it has the slot, and stands still before Kafka
+		r.pg.Holder().Cut()
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- successor.Run(ctx) }()
+		synctest.Wait()
+		r.commit(event(1))
+		sleep(5 * time.Second)
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		close(thaw)
+		r.commit(event(2))
+		r.finishAfter(10 * time.Second)
+		if got := r.delivered(); !slices.Equal(got, ids(0, 2)) {
+			t.Errorf("delivered %v", got)
+		}
+	})
+}
+
 func TestGapsStopTheBridge(t *testing.T) {
 	for _, test := range []struct {
 		name  string
@@ -335,7 +377,7 @@ func testNewTable(t *testing.T) {
 	}{{before, false}, {after, true}} {
 		c := checkpoint.Checkpoint{Version: 1, SystemID: "7000", Timeline: 1, Pos: checkpoint.LSN{LSN: 100}, Membership: before}
 		value, _ := json.Marshal(&c)
-		_, rewrite, err := s.judge(value, checkpoint.Found{SystemID: "7000", Timelines: timelines, Start: 100, WALEnd: 100, Membership: test.now})
+		_, rewrite, err := s.judge(t.Context(), value, checkpoint.Found{SystemID: "7000", Timelines: timelines, Start: 100, WALEnd: 100, Membership: test.now})
 		if err != nil || rewrite != test.want {
 			t.Errorf("%v: rewrite %t, want %t: %v", test.now, rewrite, test.want, err)
 		}
@@ -412,7 +454,7 @@ func TestTheSnapshotIsOlderThanThePosition(t *testing.T) {
 		r.pg.Handle("slot", func(string) walsender.Result {
 			at := r.pg.Confirmed()
 			taken = r.pg.WALEnd()
-			return walsender.Answer("pgoutput", "logical", "shop", false, "", at, at, "reserved", -1, "", false, taken, "at:"+taken.String(), taken, false)
+			return walsender.Answer("pgoutput", "logical", "shop", r.pg.ActivePID() != "", r.pg.ActivePID(), at, at, "reserved", -1, "", false, taken, "at:"+taken.String(), taken, false)
 		})
 		r.start()
 		for i := range 30 {

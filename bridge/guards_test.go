@@ -30,7 +30,7 @@ func TestASessionBeginsWhereTheSlotStandsOnceItIsOurs(t *testing.T) {
 			if looks.Add(1) == 1 {
 				at = outdated
 			}
-			return walsender.Answer("pgoutput", "logical", "shop", false, "", at, at, "reserved", -1, "", false, r.pg.WALEnd(), "", r.pg.WALEnd(), false)
+			return walsender.Answer("pgoutput", "logical", "shop", r.pg.ActivePID() != "", r.pg.ActivePID(), at, at, "reserved", -1, "", false, r.pg.WALEnd(), "", r.pg.WALEnd(), false)
 		})
 		release := r.holdProduce()
 		r.commit(event(0)) // so that no keepalive moves what is confirmed

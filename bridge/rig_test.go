@@ -199,7 +199,7 @@ func (r *rig) membership() string { return fmt.Sprintf("16410/%d", 700+r.republi
 func (r *rig) slot(walStatus, invalidation string) {
 	r.pg.Handle("slot", func(string) walsender.Result {
 		at := r.pg.Confirmed()
-		return walsender.Answer("pgoutput", "logical", "shop", r.pg.Holder() != nil, "", at, at, walStatus, -1, invalidation, false, r.pg.WALEnd(), "100:100:", r.pg.WALEnd(), r.waitsForStandby.Load())
+		return walsender.Answer("pgoutput", "logical", "shop", r.pg.ActivePID() != "", r.pg.ActivePID(), at, at, walStatus, -1, invalidation, false, r.pg.WALEnd(), "100:100:", r.pg.WALEnd(), r.waitsForStandby.Load())
 	})
 }
 

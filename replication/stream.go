@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -169,6 +170,18 @@ func (s *Stream) start(ctx context.Context, cfg Config, sql *pgx.Conn) error {
 	}
 	s.Start, s.WALEnd = slot.ConfirmedFlush, slot.SnapshotLSN
 	s.heard(time.Now())
+	return nil
+}
+
+// Holds fails with ErrStreamEnded, or because it cannot look, unless the stream still has the slot.
+func (s *Stream) Holds(ctx context.Context, sql *pgx.Conn) error {
+	slot, err := ReadSlot(ctx, sql, s.slot)
+	if err != nil {
+		return err
+	}
+	if slot.ActivePID != strconv.FormatUint(uint64(s.conn.PID()), 10) {
+		return fmt.Errorf("slot %q is not held by this session any more: %w", s.slot, ErrStreamEnded)
+	}
 	return nil
 }
 

@@ -304,6 +304,14 @@ func (s *Server) Sessions() []*Session {
 	return slices.Clone(s.sessions)
 }
 
+// ActivePID returns active_pid of the slot, as SQL shows it: empty if nobody streams from it.
+func (s *Server) ActivePID() string {
+	if holder := s.Holder(); holder != nil {
+		return fmt.Sprint(holder.pid)
+	}
+	return ""
+}
+
 // Holder returns the session that streams from the slot, or nil.
 func (s *Server) Holder() *Session {
 	s.mu.Lock()
