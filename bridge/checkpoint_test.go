@@ -384,6 +384,42 @@ func testNewTable(t *testing.T) {
 	}
 }
 
+// What was on its way when a primary died may be in Kafka: lost WAL is reported up to there. Exactly-once has aborted it, and
+// what was sent on another timeline says nothing.
+func TestLostWALIsReportedAsFarAsItWasSent(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newCheckpointedRig(t, time.Second)
+		r.start()
+		r.commit(event(0))
+		last := r.commit(event(1), event(2))
+		sleep(time.Second)
+		if err := r.finish(); err != nil {
+			t.Fatal(err)
+		}
+		if want := (sent{1, last.CommitLSN}); r.bridge.sent != want {
+			t.Errorf("sent %+v, want %+v", r.bridge.sent, want)
+		}
+
+		timelines, _ := replication.ParseTimelines(2, "1\t0/1500000\tno recovery target specified\n")
+		value, _ := json.Marshal(&checkpoint.Checkpoint{Version: 1, SystemID: "7000", Timeline: 1, Pos: checkpoint.LSN{LSN: 0x14fff00}})
+		for name, test := range map[string]struct {
+			timeline uint32
+			batch    *batch
+			want     checkpoint.Range
+		}{
+			"at least once":        {1, nil, checkpoint.Range{From: 0x1500000, To: 0x1500100}},
+			"exactly once":         {1, &batch{}, checkpoint.Range{}},
+			"on the next timeline": {2, nil, checkpoint.Range{}},
+		} {
+			s := &session{Bridge: &Bridge{sent: sent{test.timeline, 0x1500100}}, batch: test.batch}
+			got, _, err := s.judge(t.Context(), value, checkpoint.Found{SystemID: "7000", Timelines: timelines, Start: 0x14fff00, WALEnd: 0x1500200})
+			if err != nil || got.Phantoms != test.want {
+				t.Errorf("%s: lost %v, want %v: %v", name, got.Phantoms, test.want, err)
+			}
+		}
+	})
+}
+
 // Brokers that are away for minutes end no session, in which a checkpoint was on its way to them.
 func TestAnOutageOfKafkaEndsNoSession(t *testing.T) {
 	bubble(t, func(t *testing.T) {

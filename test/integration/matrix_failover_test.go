@@ -295,13 +295,14 @@ func (f *faultRun) lostWAL(w *followed) (lost lostWAL) {
 	return lost
 }
 
-// awaitReplay waits until the standby has all that the primary has written.
+// awaitReplay waits until the standby has all that the primary has written, and shows it: to somebody who asks for a
+// database that it does not know yet it says that there is none.
 func (p *pair) awaitReplay() {
 	p.f.Helper()
 	w := p.worlds[0]
 	end := w.walEnd()
 	await(p.f.T, "the standby to have all", func() error {
-		if behind := w.query("SELECT coalesce(sum(pg_wal_lsn_diff($1, flush_lsn)), 1)::text FROM pg_stat_replication WHERE application_name = $2", end, physicalSlot); !strings.HasPrefix(behind, "-") && behind != "0" {
+		if behind := w.query("SELECT coalesce(sum(pg_wal_lsn_diff($1, replay_lsn)), 1)::text FROM pg_stat_replication WHERE application_name = $2", end, physicalSlot); !strings.HasPrefix(behind, "-") && behind != "0" {
 			return fmt.Errorf("%s bytes are missing", behind)
 		}
 		return nil
