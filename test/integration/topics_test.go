@@ -19,7 +19,7 @@ import (
 // kafkaAdmin returns an admin client of the world's brokers.
 func (w *world) kafkaAdmin() *kadm.Client {
 	w.t.Helper()
-	client, err := kgo.NewClient(kgo.SeedBrokers(shared.kafka...))
+	client, err := kgo.NewClient(kgo.SeedBrokers(w.cfg.Kafka.Brokers...))
 	if err != nil {
 		w.t.Fatal(err)
 	}
