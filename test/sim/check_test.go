@@ -24,6 +24,11 @@ type lsn = pglogrepl.LSN
 //	             order, without a gap, from where the slot stood when the session began;
 //	             so over all sessions first occurrences are in commit order, and what comes
 //	             again is only what was not confirmed, from there on
+//	zombies      a session may go on behind its successor if its process was frozen, and at
+//	             least once then appends what it had in flight between the records of its
+//	             successor: still the next of its own, and nothing that the successor has
+//	             found to be published and skips. Soon it ends. Exactly once, none of it
+//	             is ever committed
 //	ack safety   a status update confirms nothing that is not in Kafka at that moment, and
 //	             only an LSN that the server has sent
 //	no loss      at the end of a run everything is there
@@ -45,6 +50,7 @@ type history struct {
 	records    int
 
 	ending     ending     // of the transaction, by the request that is pending
+	late       bool       // and that is of a former holder of the slot
 	unended    []placed   // batches of events in the transaction that is open
 	open       []position // checkpoints written in the transaction that is open
 	checkpoint *position  // the last that was committed, nil: none was
@@ -66,8 +72,11 @@ type partitionLog struct {
 
 // batch is a batch of records of a produce request.
 type batch struct {
-	producer producer
-	records  []kmsg.Record
+	by      *stream
+	fenced  bool          // brokers know who may write it
+	behind  *stream       // the successor that its session had when the request came, nil: none
+	late    time.Duration // behind it
+	records []kmsg.Record
 }
 
 // placed is a batch in a partition.
@@ -129,12 +138,7 @@ func (h *history) produces(p *process, producer producer) {
 	if h.producers[producer] != nil {
 		return
 	}
-	s := p.latestStream() // a session opens its stream before its producer
-	h.producers[producer] = s
-	if s != nil && s.resume == nil {
-		h.settle()
-		s.resume = h.checkpoint
-	}
+	h.producers[producer] = p.latestStream() // a session opens its stream before its producer
 }
 
 // observe observes a request that may write, just before the cluster handles it, one at a time.
@@ -145,8 +149,14 @@ func (h *history) observe(request kmsg.Request) (kmsg.Response, error, bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.settle()
-	h.ending = undecided
+	if h.late {
+		h.world.struck(&lateEnd)
+	}
+	h.ending, h.late = undecided, false
 	for _, l := range h.log {
+		if b := l.pending; b != nil && b.behind != nil && b.fenced {
+			h.world.struck(&lateRefused)
+		}
 		l.pending = nil // it was refused, or a repetition that the broker knew
 	}
 	switch request := request.(type) {
@@ -159,6 +169,8 @@ func (h *history) observe(request kmsg.Request) (kmsg.Response, error, bool) {
 		if request.Commit {
 			h.ending = committed
 		}
+		behind, _ := h.world.behind(h.producers[producer{request.ProducerID, request.ProducerEpoch}])
+		h.late = behind != nil
 	}
 	return nil, nil, false
 }
@@ -202,7 +214,9 @@ func (h *history) read(raw []byte) *batch {
 		h.world.violate("records that cannot be read: %v", err)
 		return nil
 	}
-	return &batch{producer{b.ProducerID, b.ProducerEpoch}, records}
+	by := h.producers[producer{b.ProducerID, b.ProducerEpoch}]
+	behind, late := h.world.behind(by)
+	return &batch{by, b.Attributes&0x10 != 0, behind, late, records}
 }
 
 // settle finds out whether the batches that are pending have been appended; mu is held.
@@ -224,8 +238,11 @@ func (h *history) settle() {
 		case l.records:
 		case l.records + int64(len(l.pending.records)):
 			l.records = end
+			if l.pending.behind != nil {
+				h.world.struck(&lateTaken)
+			}
 			for i := range l.pending.records {
-				h.appended(at, h.producers[l.pending.producer], &l.pending.records[i])
+				h.appended(at, l.pending, &l.pending.records[i])
 			}
 			l.pending = nil
 		default:
@@ -258,10 +275,11 @@ func (h *history) settleTransaction() {
 	if !ended {
 		return
 	}
+	h.late = false
 	if h.ending == committed {
 		for _, b := range h.unended {
 			for i := range b.records {
-				h.appended(b.at, h.producers[b.producer], &b.records[i])
+				h.appended(b.at, b.batch, &b.records[i])
 			}
 		}
 	}
@@ -269,8 +287,9 @@ func (h *history) settleTransaction() {
 }
 
 // appended judges a record that is in the log, and committed.
-func (h *history) appended(at place, s *stream, r *kmsg.Record) {
+func (h *history) appended(at place, b *batch, r *kmsg.Record) {
 	h.records++
+	s := b.by
 	e := h.byID[header(r, "id")]
 	if e == nil {
 		h.world.violate("phantom: %v got event %q, which was never committed", at, header(r, "id"))
@@ -288,7 +307,7 @@ func (h *history) appended(at place, s *stream, r *kmsg.Record) {
 		return
 	}
 	events := h.partitions[at]
-	next, ok := s.next[at]
+	next, ok := s.due[at]
 	if !ok {
 		next = sort.Search(len(events), func(i int) bool { return !s.precedes(events[i]) })
 	}
@@ -296,7 +315,10 @@ func (h *history) appended(at place, s *stream, r *kmsg.Record) {
 		h.world.violate("order: %v got event %s at %s, number %d of the partition, want number %d: the session of process %d began at %s",
 			at, e.id, position, e.ordinal, next, s.process.n, s.start)
 	}
-	s.next[at] = e.ordinal + 1
+	s.due[at] = e.ordinal + 1
+	if b.behind != nil {
+		h.zombie(b, e)
+	}
 	s.sent = max(s.sent, e.txn.EndLSN)
 	if e.delivered {
 		h.duplicates++
@@ -312,6 +334,22 @@ func (h *history) appended(at place, s *stream, r *kmsg.Record) {
 	e.delivered, e.by = true, s
 	if e.txn.missing--; e.txn.missing == 0 {
 		h.advanceWhole()
+	}
+}
+
+// lateLimit is how long a session may go on publishing behind a successor once its process can know: it waits for
+// answers of Kafka, or the other way round.
+const lateLimit = 10 * time.Second
+
+// zombie judges a record that came behind its session's successor.
+func (h *history) zombie(b *batch, e *event) {
+	switch n := b.by.process.n; {
+	case !h.world.profile.standby:
+		h.world.violate("late: event %s of process %d comes behind its successor, and there was one process at a time", e.id, n)
+	case b.behind.precedes(e):
+		h.world.violate("late: event %s of process %d, which its successor has found to be published", e.id, n)
+	case b.late > lateLimit:
+		h.world.violate("late: event %s of process %d, %s after it could know that it has a successor", e.id, n, b.late)
 	}
 }
 

@@ -25,16 +25,24 @@ const checkpointKey = "shop/walferry"
 // checkpoints; mu is held. A batch appends its records, the end of a transaction a marker.
 func (h *history) settleCheckpoint() {
 	at := place{checkpointTopic, 0}
-	l := h.log[at]
-	if l == nil {
+	info := h.kafka.PartitionInfo(at.topic, at.partition)
+	if info == nil { // the bridge has yet to create it
 		return
 	}
-	end := h.kafka.PartitionInfo(at.topic, at.partition).HighWatermark
+	l := h.log[at]
+	if l == nil {
+		l = &partitionLog{}
+		h.log[at] = l
+	}
+	end := info.HighWatermark
 	if l.pending != nil && end >= l.records+int64(len(l.pending.records)) {
 		l.records += int64(len(l.pending.records))
 		for _, r := range l.pending.records {
-			if string(r.Key) == checkpointKey {
+			switch string(r.Key) {
+			case checkpointKey:
 				h.wrote(r.Value)
+			case checkpointKey + "/session":
+				h.opens(l.pending.by)
 			}
 		}
 		l.pending = nil
@@ -46,11 +54,19 @@ func (h *history) settleCheckpoint() {
 				h.judge(&c)
 			}
 		}
-		h.open, h.ending = nil, undecided
+		h.open, h.ending, h.late = nil, undecided, false
 	}
 	if end != l.records {
 		h.world.violate("checkpoint: the topic holds %d records, want %d", end, l.records)
 		l.records = end
+	}
+}
+
+// opens notes that a session has written the record up to which it reads the checkpoints: whatever was committed lies
+// before it. If it never gets that far it publishes nothing. A session that opens them anew goes on as it was.
+func (h *history) opens(s *stream) {
+	if s != nil && !s.opened {
+		s.opened, s.resume = true, h.checkpoint
 	}
 }
 
@@ -107,7 +123,7 @@ const crashSlack = 500 * time.Millisecond
 // session: it must have been acknowledged shortly before. Of the transaction that was open
 // at the crash whole runs of events count only (replication.Inflight).
 func (h *history) again(e *event, s *stream) {
-	if e.by == nil || e.by == s || e.by.crashed.IsZero() || h.world.profile.interval == 0 || e.txn.whole.IsZero() {
+	if e.by == nil || e.by == s || h.world.precede(s, e.by) || e.by.crashed.IsZero() || h.world.profile.interval == 0 || e.txn.whole.IsZero() {
 		return
 	}
 	latency := h.world.profile.latency * 3 / 2 // at most, of each response
@@ -130,7 +146,7 @@ func (h *history) crash(s *stream) {
 // undisturbed returns the stream of a process if nothing was in its way since it began, and
 // nil otherwise; the world's lock is held.
 func (p *process) undisturbed() *stream {
-	if p == nil || p.breaks != p.world.breaks || p.slowed != p.world.strikes[&slowAcks] {
+	if p == nil || p.stream != p.world.latest || p.breaks != p.world.breaks || p.slowed != p.world.strikes[&slowAcks] {
 		return nil
 	}
 	return p.stream

@@ -1,8 +1,10 @@
 package sim
 
 import (
+	"cmp"
 	"context"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/jackc/pglogrepl"
@@ -46,19 +48,25 @@ var (
 	sigkill          = fault{name: "SIGKILL", plan: planSigkill}
 	huge             = fault{name: "huge transaction"}
 	equalLSNs        = fault{name: "interleaved transactions with equal LSNs"}
+	freeze           = fault{name: "process frozen", breaks: true, plan: planFreeze}
+	takenOver        = fault{name: "slot taken over from a frozen process"}
+	lateTaken        = fault{name: "batch of a former holder of the slot appended"}
+	lateRefused      = fault{name: "batch of a former holder of the slot refused"}
+	lateEnd          = fault{name: "end of a transaction by a former holder of the slot refused"}
+	lateInit         = fault{name: "checkpoints taken over by a former holder of the slot", breaks: true}
 )
 
 var faults = []*fault{
 	&cutPostgres, &cutKafka, &lostResponse, &notLeader, &batchFailed, &batchRefused, &errorAfterAppend, &slowAcks,
 	&brokersDown, &keepalive, &crash, &wentBack, &shutdown, &partition, &terminated, &slotTaken, &sigterm, &sigkill,
-	&huge, &equalLSNs, &lostCommit,
+	&huge, &equalLSNs, &lostCommit, &freeze, &takenOver, &lateTaken, &lateRefused, &lateEnd, &lateInit,
 }
 
 // swarm chooses the faults of a run: few kinds of them, so that each run is unkind in its
 // own way.
 func swarm(r *rand.Rand) (chosen []*fault) {
 	for _, f := range faults {
-		if f.plan != nil && r.IntN(4) == 0 {
+		if f.plan != nil && f != &freeze && r.IntN(4) == 0 { // the profile says how many times one freezes
 			chosen = append(chosen, f)
 		}
 	}
@@ -85,11 +93,12 @@ func planCut(s side) func(*world, *rand.Rand, *fault) {
 		} else {
 			at.read = bytes
 		}
+		p := w.victim(r)
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		var wires []*wire
-		if w.current != nil {
-			for wire := range w.current.live {
+		if p != nil {
+			for wire := range p.live {
 				if wire.side == s {
 					wires = append(wires, wire)
 				}
@@ -231,7 +240,10 @@ func planCrash(w *world, r *rand.Rand, f *fault) {
 		return
 	}
 	w.mu.Lock()
-	s := w.current.undisturbed()
+	var s *stream
+	for _, p := range w.current {
+		s = cmp.Or(s, p.undisturbed())
+	}
 	w.mu.Unlock()
 	w.history.crash(s)
 	w.struck(f)
@@ -332,20 +344,31 @@ func (w *world) rival(ctx context.Context) (*pgconn.PgConn, error) {
 	return pgconn.ConnectConfig(ctx, &cfg.Config)
 }
 
-func planSigterm(w *world, _ *rand.Rand, f *fault) {
+// victim returns a process, most often the one that has the slot.
+func (w *world) victim(r *rand.Rand) *process {
+	running := w.running()
+	if len(running) < 2 {
+		return append(running, nil)[0]
+	}
 	w.mu.Lock()
-	p := w.current
-	w.mu.Unlock()
+	defer w.mu.Unlock()
+	p := running[r.IntN(2)]
+	if r.IntN(4) > 0 && w.latest != nil && slices.Contains(running, w.latest.process) {
+		p = w.latest.process
+	}
+	return p
+}
+
+func planSigterm(w *world, r *rand.Rand, f *fault) {
+	p := w.victim(r)
 	if p != nil && !p.isKilled() {
 		w.struck(f)
 		p.terminate()
 	}
 }
 
-func planSigkill(w *world, _ *rand.Rand, f *fault) {
-	w.mu.Lock()
-	p := w.current
-	w.mu.Unlock()
+func planSigkill(w *world, r *rand.Rand, f *fault) {
+	p := w.victim(r)
 	if p != nil && !p.isKilled() {
 		w.struck(f)
 		p.kill()

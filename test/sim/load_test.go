@@ -24,6 +24,7 @@ type profile struct {
 	maxBuffered   string
 	linger        time.Duration
 	senderTimeout time.Duration // wal_sender_timeout
+	toldTimeout   time.Duration // what the bridge is told of it
 	keepalives    bool          // one behind each COMMIT
 	latency       time.Duration // of the brokers' answers, on average
 	brokers       int
@@ -31,6 +32,9 @@ type profile struct {
 	faults        int                // how many strike
 	interval      time.Duration      // of checkpoints; 0: there are none
 	exactlyOnce   bool
+	standby       bool          // a second process runs all the time
+	freezes       int           // how many times a process is frozen
+	pace          time.Duration // factor of the time between two transactions
 }
 
 const (
@@ -39,7 +43,8 @@ const (
 	minTransactions = 50
 )
 
-func newProfile(r *rand.Rand) profile {
+// newProfile returns a profile; with zombies it has a standby, and processes that freeze.
+func newProfile(r *rand.Rand, zombies bool) profile {
 	p := profile{
 		keys: 1 + r.IntN(12), transactions: minTransactions + r.IntN(10),
 		compression: pick(r, "none", "none", "none", "none", "none", "none", "lz4", "snappy"),
@@ -64,7 +69,34 @@ func newProfile(r *rand.Rand) profile {
 		p.huge = 600 + r.IntN(1000)
 	}
 	p.exactlyOnce = p.interval > 0 && r.IntN(2) == 0
+	p.toldTimeout, p.pace = p.senderTimeout, 1
+	if r.IntN(5) == 0 || zombies {
+		p.addStandby(r)
+		if zombies {
+			p.freezes += 2
+		}
+	}
 	return p
+}
+
+// addStandby makes it a profile of two processes, of which one may freeze while the other takes over.
+func (p *profile) addStandby(r *rand.Rand) {
+	p.standby, p.freezes = true, r.IntN(3)
+	p.senderTimeout = pick(r, 6*time.Second, 6*time.Second, 6*time.Second, 20*time.Second)
+	p.toldTimeout = pick(r, p.senderTimeout, 5*p.senderTimeout/2) // a heartbeat is a third of it
+	p.pace = pick[time.Duration](r, 1, 5)
+	if r.IntN(6) > 0 {
+		p.interval = pick(r, 100*time.Millisecond, 300*time.Millisecond, time.Second)
+		p.exactlyOnce = r.IntN(2) == 0
+	}
+}
+
+// instances returns how many processes run at a time.
+func (p profile) instances() int {
+	if p.standby {
+		return 2
+	}
+	return 1
 }
 
 // delivery is the part of the configuration.

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"math/rand/v2"
@@ -23,19 +24,23 @@ const (
 )
 
 // wire is a connection of the bridge. It breaks where a fault says, to the byte, and to
-// Kafka it has a latency.
+// Kafka it has a latency. While its process is frozen nothing goes through it.
 type wire struct {
 	net.Conn
 	process *process
 	side    side
-	dead    chan struct{} // closed when the wire is cut
+	dead    chan struct{} // closed when the wire is cut or closed
 	poke    chan struct{} // the read deadline has changed
 
 	mu        sync.Mutex // guards the following
 	cutRead   int        // bytes still to be read before the wire is cut, negative: any number
 	cutWrite  int        // the same for those that are written
 	wasCut    bool
-	requests  []int16 // keys of the requests to Kafka that have no response yet
+	closing   bool          // the process has closed it and was frozen
+	holding   bool          // what is written is held back
+	held      [][]byte      // so far
+	thawed    chan struct{} // closed when the process is not frozen any more; nil: it never was
+	requests  []int16       // keys of the requests to Kafka that have no response yet
 	readUntil time.Time
 
 	// of the goroutine that reads from Kafka
@@ -61,6 +66,9 @@ func newWire(conn net.Conn, p *process, s side) *wire {
 	if p.killed {
 		w.cut()
 	}
+	if p.freezing != nil {
+		w.freeze(p.freezing.thawed)
+	}
 	p.live[w] = struct{}{}
 	return w
 }
@@ -70,15 +78,19 @@ func (w *wire) cut() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if !w.wasCut {
-		w.wasCut = true
-		close(w.dead)
+		w.wasCut, w.held = true, nil
+		if !w.closing {
+			close(w.dead)
+		}
 		w.Conn.Close()
 	}
 }
 
 func (w *wire) Close() error {
-	w.cut()
-	w.process.forget(w)
+	if !w.closesLater() {
+		w.cut()
+		w.process.forget(w)
+	}
 	return nil
 }
 
@@ -101,7 +113,19 @@ func (w *wire) failed(err error) error {
 
 func (w *wire) Write(b []byte) (int, error) {
 	if w.side == toKafka {
+		w.process.requests(requestKey(b))
 		w.request(b)
+	}
+	if w.hold(b) {
+		return len(b), nil
+	}
+	return w.send(b)
+}
+
+// send writes what the process has written.
+func (w *wire) send(b []byte) (int, error) {
+	if w.side == toKafka && takesOver(b) && w.process.hasSuccessor() {
+		w.process.world.struck(&lateInit)
 	}
 	w.mu.Lock()
 	limit := w.cutWrite
@@ -123,9 +147,12 @@ func (w *wire) Write(b []byte) (int, error) {
 	return n, w.strike()
 }
 
-// request notes a request to Kafka: the client writes each at once.
+// requestKey returns which request of Kafka it is: the client writes each at once.
+func requestKey(b []byte) int16 { return int16(binary.BigEndian.Uint16(b[4:])) }
+
+// request notes a request to Kafka.
 func (w *wire) request(b []byte) {
-	key := int16(binary.BigEndian.Uint16(b[4:]))
+	key := requestKey(b)
 	w.mu.Lock()
 	w.requests = append(w.requests, key)
 	w.mu.Unlock()
@@ -143,11 +170,9 @@ type producer struct {
 	epoch int16
 }
 
-// producerOf returns the producer of a produce request, unless all its batches are empty:
-// the client may have given them up while the request was on its way.
-func producerOf(b []byte) (_ producer, ok bool) {
+// parse reads a request.
+func parse(b []byte, request kmsg.Request) {
 	r := kbin.Reader{Src: b[6:]}
-	request := kmsg.NewPtrProduceRequest()
 	request.SetVersion(r.Int16())
 	r.Int32() // correlation ID
 	r.NullableString()
@@ -157,6 +182,23 @@ func producerOf(b []byte) (_ producer, ok bool) {
 	if err := request.ReadFrom(r.Src); err != nil {
 		panic(err) // the client and we use the same library
 	}
+}
+
+// takesOver reports whether a request takes the right to write checkpoints away from who has it.
+func takesOver(b []byte) bool {
+	if requestKey(b) != int16(kmsg.InitProducerID) {
+		return false
+	}
+	request := kmsg.NewPtrInitProducerIDRequest()
+	parse(b, request)
+	return request.TransactionalID != nil
+}
+
+// producerOf returns the producer of a produce request, unless all its batches are empty:
+// the client may have given them up while the request was on its way.
+func producerOf(b []byte) (_ producer, ok bool) {
+	request := kmsg.NewPtrProduceRequest()
+	parse(b, request)
 	const id, epoch = 43, 51 // offsets in a record batch
 	for _, t := range request.Topics {
 		for _, p := range t.Partitions {
@@ -169,6 +211,15 @@ func producerOf(b []byte) (_ producer, ok bool) {
 }
 
 func (w *wire) Read(b []byte) (int, error) {
+	if err := w.awake(); err != nil {
+		return 0, err
+	}
+	n, err := w.receive(b)
+	return n, cmp.Or(w.awake(), err) // what has come meanwhile is read by who is awake
+}
+
+// receive reads what the process is to read.
+func (w *wire) receive(b []byte) (int, error) {
 	w.mu.Lock()
 	limit := w.cutRead
 	w.mu.Unlock()
@@ -304,6 +355,9 @@ func refused(network string) error {
 }
 
 func (p *process) dialPostgres(ctx context.Context, network, addr string) (net.Conn, error) {
+	if err := p.awake(ctx); err != nil {
+		return nil, err
+	}
 	if p.isKilled() {
 		return nil, refused(network)
 	}
@@ -315,6 +369,9 @@ func (p *process) dialPostgres(ctx context.Context, network, addr string) (net.C
 }
 
 func (p *process) dialKafka(ctx context.Context, network, addr string) (net.Conn, error) {
+	if err := p.awake(ctx); err != nil {
+		return nil, err
+	}
 	if p.isKilled() || p.world.brokersAreDown() {
 		// It takes a moment, for franz-go 1.22.2 tries again without a pause when it cannot add
 		// partitions to a transaction, and time would stand still.

@@ -2,7 +2,10 @@ package sim
 
 import (
 	"context"
+	"fmt"
 	"slices"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/walferry/walferry/internal/walsender"
@@ -14,12 +17,22 @@ const settleWithin = 60 * time.Second
 
 // run runs a seed.
 func (w *world) run() {
-	go w.operate()
+	go w.open()
 	w.storm()
 	w.calm()
 	w.finish()
 	w.pg.Close()
 	w.kafka.Close()
+}
+
+// open starts the operators and waits until they have gone home.
+func (w *world) open() {
+	defer close(w.gone)
+	var operators sync.WaitGroup
+	for n := range w.current {
+		operators.Go(func() { w.operate(n) })
+	}
+	operators.Wait()
 }
 
 // storm is the load with the faults in it.
@@ -34,12 +47,16 @@ func (w *world) storm() {
 			strikes[at] = append(strikes[at], pick(r, kinds...))
 		}
 	}
+	for range w.profile.freezes {
+		at := r.IntN(steps)
+		strikes[at] = append(strikes[at], &freeze)
+	}
 	hugeAt := r.IntN(steps)
 	if w.profile.huge > 0 && len(kinds) > 0 {
 		strikes[hugeAt] = append(strikes[hugeAt], pick(r, kinds...))
 	}
 	for step := 0; w.history.committed() < w.profile.transactions; step++ {
-		<-time.After(pause(w.load.r))
+		<-time.After(pause(w.load.r) * w.profile.pace)
 		if step == hugeAt && w.profile.huge > 0 {
 			w.struck(&huge)
 			tx, t := w.load.transaction(w.profile.huge)
@@ -61,6 +78,9 @@ func (w *world) storm() {
 
 // calm lets the last fault pass, and judges that everything arrives.
 func (w *world) calm() {
+	w.mu.Lock()
+	w.freezeAt = nil
+	w.mu.Unlock()
 	w.healing.Wait()
 	w.mu.Lock()
 	clear(w.nextCut)
@@ -83,14 +103,27 @@ func (w *world) settled(when string) {
 	ctx, cancel := context.WithTimeout(context.Background(), settleWithin)
 	defer cancel()
 	if err := w.pg.WaitConfirmed(ctx, w.history.last()); err != nil {
-		w.mu.Lock()
-		p := w.current
-		w.mu.Unlock()
-		w.violate("liveness: %s %s, %v; process %d: %+v", settleWithin, when, err, p.n, p.bridge.Status())
+		w.violate("liveness: %s %s, %v; %s", settleWithin, when, err, statuses(w.running()))
 	}
 }
 
-// finish stops the last process, half of the time while it is at work.
+// running returns the latest process of each operator.
+func (w *world) running() []*process {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(w.current), func(p *process) bool { return p == nil })
+}
+
+// statuses says what processes are at.
+func statuses(processes []*process) string {
+	var b strings.Builder
+	for _, p := range processes {
+		fmt.Fprintf(&b, "process %d: %+v; ", p.n, p.bridge.Status())
+	}
+	return b.String()
+}
+
+// finish stops the last processes, half of the time while they are at work.
 func (w *world) finish() {
 	w.history.advance(100)
 	for range w.load.r.IntN(6) {
@@ -98,16 +131,18 @@ func (w *world) finish() {
 		<-time.After(pause(w.load.r) / 20)
 	}
 	close(w.over)
-	w.mu.Lock()
-	last := w.current
-	processes := slices.Clone(w.processes)
-	w.mu.Unlock()
-	last.terminate()
+	last := w.running()
+	for _, p := range last {
+		p.terminate()
+	}
 	select {
 	case <-w.gone:
 	case <-time.After(settleWithin):
-		w.violate("process %d has not stopped %s after SIGTERM: %+v", last.n, settleWithin, last.bridge.Status())
+		w.violate("not all have stopped %s after SIGTERM: %s", settleWithin, statuses(last))
 	}
+	w.mu.Lock()
+	processes := slices.Clone(w.processes)
+	w.mu.Unlock()
 	for _, p := range processes {
 		select {
 		case <-p.ended:

@@ -1,7 +1,9 @@
 // Package sim is the deterministic simulation of the whole way from a slot to Kafka: the
 // real bridge with its real Postgres and Kafka clients, between a scripted walsender and a
 // fake Kafka, in one testing/synctest bubble whose time is fake. A seed chooses a load and
-// a swarm of faults. The promises of README are judged at every step.
+// a swarm of faults; a fifth of the seeds have a second process that waits for the slot, and
+// takes over when the first one dies or is frozen. The promises of README are judged at every
+// step.
 //
 // What a seed fixes is the load, the faults, and when in fake time or at which byte they
 // strike. It does not fix the order in which goroutines run that are ready at the same time,
@@ -30,10 +32,10 @@ import (
 )
 
 var (
-	seeds    = flag.Int("seeds", 200, "how many seeds TestSimulation runs")
+	seeds    = flag.Int("seeds", 200, "how many seeds a test runs")
 	first    = flag.Uint64("first", 1, "the first of them; 0: one that depends on the time")
 	oneSeed  = flag.Uint64("seed", 0, "run only this seed; with -v its log is shown")
-	failures = flag.Int("failures", 3, "how many seeds may fail before TestSimulation ends")
+	failures = flag.Int("failures", 3, "how many seeds may fail before a test ends")
 )
 
 func TestMain(m *testing.M) {
@@ -91,9 +93,25 @@ func (s *summary) print() {
 }
 
 func TestSimulation(t *testing.T) {
+	if simulateAll(t, *seeds, false) {
+		for _, f := range faults {
+			if *seeds >= 500 && total.strikes[f] == 0 {
+				t.Errorf("in %d seeds no fault was: %s", *seeds, f.name)
+			}
+		}
+	}
+}
+
+// TestZombies runs half as many seeds, which all have a standby, and processes that freeze and go on behind their successor.
+func TestZombies(t *testing.T) {
+	simulateAll(t, *seeds/2, true)
+}
+
+// simulateAll runs n seeds, or the one that was asked for, and reports whether every promise was kept.
+func simulateAll(t *testing.T, n int, zombies bool) bool {
 	if *oneSeed != 0 {
-		simulate(t, *oneSeed)
-		return
+		simulate(t, *oneSeed, zombies)
+		return false
 	}
 	if *first == 0 {
 		*first = uint64(time.Now().UnixNano()) >> 10
@@ -102,23 +120,20 @@ func TestSimulation(t *testing.T) {
 	var workers sync.WaitGroup
 	for range runtime.GOMAXPROCS(0) {
 		workers.Go(func() {
-			for n := next.Add(1) - 1; n < int64(*seeds) && failed.Load() < int64(*failures); n = next.Add(1) - 1 {
-				if !simulate(t, *first+uint64(n)) {
+			for seed := next.Add(1) - 1; seed < int64(n) && failed.Load() < int64(*failures); seed = next.Add(1) - 1 {
+				if !simulate(t, *first+uint64(seed), zombies) {
 					failed.Add(1)
 				}
 			}
 		})
 	}
 	workers.Wait()
-	for _, f := range faults {
-		if *seeds >= 500 && failed.Load() == 0 && total.strikes[f] == 0 {
-			t.Errorf("in %d seeds no fault was: %s", *seeds, f.name)
-		}
-	}
+	return failed.Load() == 0
 }
 
 // simulate runs one seed and reports whether every promise was kept.
-func simulate(t *testing.T, seed uint64) bool {
+func simulate(t *testing.T, seed uint64, zombies bool) bool {
+	test := t.Name()
 	return t.Run(fmt.Sprintf("seed-%d", seed), func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			pprof.SetGoroutineLabels(pprof.WithLabels(t.Context(), pprof.Labels("seed", strconv.FormatUint(seed, 10))))
@@ -126,15 +141,15 @@ func simulate(t *testing.T, seed uint64) bool {
 			if *oneSeed != 0 && testing.Verbose() {
 				log = zerolog.New(zerolog.ConsoleWriter{Out: t.Output(), NoColor: true, TimeFormat: "04:05.000000"}).With().Timestamp().Logger()
 			}
-			w := newWorld(t, seed, log)
+			w := newWorld(t, seed, zombies, log)
 			w.run()
 			total.add(w)
 			if n := len(w.history.txns); n < minTransactions {
 				t.Errorf("seed %d has %d transactions, want %d at least", seed, n, minTransactions)
 			}
 			if len(w.faults) > 0 {
-				t.Errorf("seed %d: %s\n%+v\n\t%s\nreplay: go test ./test/sim -run TestSimulation -seed %d -count 20", seed,
-					strings.Join(w.faults, "\n"), w.profile, strings.Join(w.trace, "\n\t"), seed)
+				t.Errorf("seed %d: %s\n%+v\n\t%s\nreplay: go test ./test/sim -run %s -seed %d -count 20", seed,
+					strings.Join(w.faults, "\n"), w.profile, strings.Join(w.trace, "\n\t"), test, seed)
 			} else if testing.Verbose() && *oneSeed != 0 {
 				t.Logf("%+v\n\t%s", w.profile, strings.Join(w.trace, "\n\t"))
 			}

@@ -21,7 +21,7 @@ import (
 )
 
 // world is one run of one seed: a scripted Postgres, a fake Kafka, and the bridge between
-// them, process after process, in one bubble of fake time.
+// them, process after process, and for some seeds a standby beside it, in one bubble of fake time.
 type world struct {
 	t       *testing.T
 	seed    uint64
@@ -36,17 +36,20 @@ type world struct {
 
 	healing sync.WaitGroup // faults that are not over
 	over    chan struct{}  // closed when no process is to be started any more
-	gone    chan struct{}  // closed when the operator has gone home
+	gone    chan struct{}  // closed when the operators have gone home
 
 	mu        sync.Mutex // guards the following; nothing is called while it is held
-	current   *process
+	current   []*process // of each operator, nil: none yet
 	processes []*process
+	started   int                // processes so far
 	streams   map[uint32]*stream // by the server's pid
-	wires     uint64             // so far
-	nextCut   map[side]*cutAt    // for the next wire
-	slow      time.Duration      // added to every answer to a produce request
-	lose      int                // answers to produce requests
-	loseEnds  int                // answers to requests that end a transaction
+	latest    *stream
+	freezeAt  *freezing       // the next process that writes a request like that
+	wires     uint64          // so far
+	nextCut   map[side]*cutAt // for the next wire
+	slow      time.Duration   // added to every answer to a produce request
+	lose      int             // answers to produce requests
+	loseEnds  int             // answers to requests that end a transaction
 	noBrokers bool
 	noServer  bool // Postgres is down or on its way there
 	cutOff    bool // the network to Postgres swallows everything
@@ -73,18 +76,26 @@ type process struct {
 	orderly bool // it was streaming when it was asked to stop
 	breaks  int  // the world's, when its latest stream began
 	slowed  int  // strikes of slowAcks, likewise
+
+	freezing *freezing // nil unless it is frozen
+	thawed   time.Time // the last time
+	sigterm  bool      // it came while the process was frozen
 }
 
 // stream is one session's replication stream.
 type stream struct {
 	process *process
 	start   lsn
+	began   time.Time
+
+	next *stream // that of the slot's next holder; nil: this is the latest. The world's lock guards it.
 
 	// The lock of history guards the following.
 	confirmed lsn
 	sent      lsn           // end of the last transaction of which it has put something into Kafka
-	resume    *position     // from where it publishes: what was the checkpoint when it began to
-	next      map[place]int // ordinal of the next event by partition
+	opened    bool          // it has fenced who had the checkpoints before, and reads them
+	resume    *position     // from where it publishes: what was the checkpoint then
+	due       map[place]int // ordinal of the next event by partition
 	crashed   time.Time     // when it was ended while nothing else was in its way; else zero
 }
 
@@ -95,6 +106,7 @@ const (
 	streamLoad
 	streamFaults
 	streamOperator
+	streamStandby
 	streamWire uint64 = 1 << 16
 )
 
@@ -108,12 +120,13 @@ var metrics = sync.OnceValue(func() *bridge.Metrics { return bridge.NewMetrics(p
 
 const walStart lsn = 0x1500000
 
-func newWorld(t *testing.T, seed uint64, log zerolog.Logger) *world {
+func newWorld(t *testing.T, seed uint64, zombies bool, log zerolog.Logger) *world {
 	w := &world{
 		t: t, seed: seed, log: log, network: &kfake.VirtualNetwork{}, over: make(chan struct{}), gone: make(chan struct{}),
 		streams: map[uint32]*stream{}, nextCut: map[side]*cutAt{}, strikes: map[*fault]int{},
 	}
-	w.profile = newProfile(w.random(streamProfile))
+	w.profile = newProfile(w.random(streamProfile), zombies)
+	w.current = make([]*process, w.profile.instances())
 	w.load = newLoad(w.random(streamLoad), w.profile, w.struck)
 	w.history = newHistory(w, walStart)
 	var err error
@@ -123,7 +136,7 @@ func newWorld(t *testing.T, seed uint64, log zerolog.Logger) *world {
 		t.Fatal(err)
 	}
 	w.history.kafka = w.kafka
-	for _, key := range []kmsg.Key{kmsg.Produce, kmsg.InitProducerID, kmsg.EndTxn} {
+	for _, key := range []kmsg.Key{kmsg.Produce, kmsg.InitProducerID, kmsg.AddPartitionsToTxn, kmsg.EndTxn} {
 		w.kafka.ControlKey(int16(key), w.history.observe)
 	}
 	w.pg = walsender.New(walsender.Config{
@@ -155,7 +168,7 @@ func (w *world) answerSQL() {
 		w.pg.Handle(tag, func(string) walsender.Result { return walsender.Answer(values()...) })
 	}
 	row("server", func() []any {
-		return []any{"7000", 1, 180001, "logical", false, "UTF8", "shop", int(w.profile.senderTimeout.Milliseconds())}
+		return []any{"7000", 1, 180001, "logical", false, "UTF8", "shop", int(w.profile.toldTimeout.Milliseconds())}
 	})
 	row("publication", func() []any { return []any{"16390/700", true, true} })
 	row("holder", func() []any { return []any{"pid 1 application somebody"} })
@@ -164,7 +177,7 @@ func (w *world) answerSQL() {
 	})
 	row("slot", func() []any {
 		at := w.pg.Confirmed()
-		return []any{"pgoutput", "logical", "shop", false, "", at, at, "reserved", -1, "", false, w.pg.WALEnd(), "100:100:", w.pg.WALEnd(), false}
+		return []any{"pgoutput", "logical", "shop", w.pg.ActivePID() != "", w.pg.ActivePID(), at, at, "reserved", -1, "", false, w.pg.WALEnd(), "100:100:", w.pg.WALEnd(), false}
 	})
 }
 
@@ -174,10 +187,17 @@ func (w *world) streaming(s walsender.Streaming) {
 	defer w.mu.Unlock()
 	for _, p := range w.processes {
 		if p.name() == s.Application {
-			p.stream = &stream{process: p, start: s.Start, confirmed: s.Start, next: map[place]int{}}
+			p.stream = &stream{process: p, start: s.Start, began: time.Now(), confirmed: s.Start, due: map[place]int{}}
 			p.breaks, p.slowed = w.breaks, w.strikes[&slowAcks]
 			w.streams[s.PID] = p.stream
 			w.tracef("stream of process %d from %s", p.n, s.Start)
+			if w.latest != nil {
+				w.latest.next = p.stream
+				if w.latest.process.freezing != nil {
+					w.strikes[&takenOver]++
+				}
+			}
+			w.latest = p.stream
 		}
 	}
 }
@@ -208,14 +228,15 @@ func (p *process) forget(wire *wire) {
 	delete(p.live, wire)
 }
 
-// start starts a process.
-func (w *world) start() *process {
+// start starts a process of an operator.
+func (w *world) start(operator int) *process {
 	ctx, stop := context.WithCancel(context.Background())
 	p := &process{
 		world: w, stop: stop, ended: make(chan struct{}), dead: make(chan struct{}), live: map[*wire]struct{}{},
 	}
 	w.mu.Lock()
-	p.n = len(w.processes) + 1
+	w.started++
+	p.n = w.started
 	w.mu.Unlock()
 	database := w.config.Databases[0]
 	database.DSN += config.Secret("?sslmode=disable&application_name=" + p.name())
@@ -225,7 +246,7 @@ func (w *world) start() *process {
 	})
 	w.mu.Lock()
 	w.processes = append(w.processes, p)
-	w.current = p
+	w.current[operator] = p
 	w.tracef("process %d starts", p.n)
 	w.mu.Unlock()
 	go func() {
@@ -238,12 +259,11 @@ func (w *world) start() *process {
 	return p
 }
 
-// operate is what systemd or Kubernetes does: it starts a process whenever there is none.
-func (w *world) operate() {
-	defer close(w.gone)
-	r := w.random(streamOperator)
+// operate is what systemd or Kubernetes does, on one of several machines: it starts a process whenever there is none.
+func (w *world) operate(operator int) {
+	r := w.random(streamOperator + uint64(operator))
 	for {
-		p := w.start()
+		p := w.start(operator)
 		select {
 		case <-p.ended:
 			w.judgeStop(p)
@@ -257,11 +277,16 @@ func (w *world) operate() {
 	}
 }
 
-// terminate is SIGTERM.
+// terminate is SIGTERM. A frozen process hears of it when it goes on.
 func (p *process) terminate() {
 	streaming := p.bridge.Status().State == bridge.Streaming
 	w := p.world
 	w.mu.Lock()
+	if p.freezing != nil {
+		p.sigterm = true
+		w.mu.Unlock()
+		return
+	}
 	if p.asked.IsZero() {
 		p.asked, p.orderly = time.Now(), streaming
 	}
@@ -277,6 +302,10 @@ func (p *process) kill() {
 	p.killed = true
 	wires := p.live
 	p.live = map[*wire]struct{}{}
+	if p.freezing != nil { // for those who wait for its end
+		close(p.freezing.thawed)
+		p.freezing = nil
+	}
 	w.tracef("SIGKILL to process %d", p.n)
 	s := p.undisturbed()
 	w.mu.Unlock()
