@@ -327,4 +327,44 @@ var mutants = []mutant{
 		checker: checker{"./replication", "TestInflightAheadIsWhatThereWillBe"},
 		says:    "with one:",
 	},
+	{
+		name:    "fenced-by-its-own-name",
+		repeats: "the transactional ID has what tells one instance from another, a host's name for one, so that nobody fences who was frozen",
+		edits: []edit{{
+			"bridge/checkpoint.go",
+			"\"walferry/\" + systemID + \"/\" + key,",
+			"\"walferry/\" + systemID + \"/\" + key + \"/\" + string(o.Database.DSN),",
+		}},
+		checker: checker{"./test/sim", "TestZombies"},
+		says:    "duplicates:",
+	},
+	{
+		name:    "read-before-fencing",
+		repeats: "the checkpoint is read before whoever had it is fenced, and may write another one meanwhile",
+		edits: []edit{
+			{
+				"checkpoint/store.go",
+				"session := fmt.Appendf(",
+				"if c.values, err = Read(ctx, c.cfg); err != nil {\n\t\treturn err\n\t}\n\tvalues := c.values\n\tc.values = nil\n\tsession := fmt.Appendf(",
+			},
+			{
+				"checkpoint/store.go",
+				"c.values, err = c.cfg.read(ctx, c.client, c.last)",
+				"c.values = values",
+			},
+		},
+		checker: checker{"./test/sim", "TestZombies"},
+		says:    "order:",
+	},
+	{
+		name:    "gap-of-the-past",
+		repeats: "what was found before an instance was frozen is compared with its successor's checkpoint, and looks like a gap",
+		edits: []edit{{
+			"bridge/checkpoint.go",
+			"if err := s.holdsSlot(ctx); err != nil {",
+			"if err := error(nil); err != nil {",
+		}},
+		checker: checker{"./bridge", "TestAFrozenInstanceSeesNoGap"},
+		says:    "restored from an older copy",
+	},
 }
