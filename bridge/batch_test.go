@@ -83,8 +83,11 @@ func TestExactlyOnceOverCrashes(t *testing.T) {
 				random := rand.New(rand.NewPCG(seed, 1))
 				r := newExactlyOnceRig(t)
 				n := 0
-				for range 10 {
+				for round := range 10 {
 					r.start()
+					if round == 0 {
+						sleep(time.Second) // for the first checkpoint, without which nobody goes on
+					}
 					for range 1 + random.IntN(20) {
 						var changes []walsender.Change
 						for range 1 + random.IntN(30) {

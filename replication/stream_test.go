@@ -91,13 +91,13 @@ func TestWhatComesBehindAPauseIsNotOurs(t *testing.T) {
 				<-time.After(c.lastHeard)
 				s.heard(time.Now())
 				<-time.After(time.Minute + time.Millisecond - c.lastHeard)
+				if _, err := s.Receive(); !errors.Is(err, c.want) {
+					t.Fatalf("%v, want %v", err, c.want)
+				}
 				if c.want != nil { // nor is it ours again by a late status update
 					if err := s.send(0, false, time.Second); !errors.Is(err, c.want) {
 						t.Errorf("%v, want %v", err, c.want)
 					}
-				}
-				if _, err := s.Receive(); !errors.Is(err, c.want) {
-					t.Errorf("%v, want %v", err, c.want)
 				}
 			})
 		})

@@ -45,7 +45,7 @@ func TestConnConfigReadsFilesAnew(t *testing.T) {
 	check("db", "inline")
 }
 
-// One of several hosts that hangs must leave time for the others.
+// One of several hosts that hangs must leave time for the others, and one that is a standby must not be taken.
 func TestSeveralHostsHaveAConnectTimeout(t *testing.T) {
 	hermetic(t)
 	for dsn, want := range map[string]time.Duration{
@@ -62,6 +62,9 @@ func TestSeveralHostsHaveAConnectTimeout(t *testing.T) {
 		}
 		if config.ConnectTimeout != want {
 			t.Errorf("%s: connect_timeout %s, want %s", dsn, config.ConnectTimeout, want)
+		}
+		if several := strings.Contains(dsn, ","); (config.ValidateConnect != nil) != several {
+			t.Errorf("%s: the primary is asked for: %t, want %t", dsn, config.ValidateConnect != nil, several)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -39,8 +40,11 @@ func (db *Database) connConfig() (*pgx.ConnConfig, *fault) {
 	if err != nil {
 		return nil, &fault{key, explain(err)}
 	}
-	if config.ConnectTimeout == 0 && severalHosts(&config.Config) {
-		config.ConnectTimeout = connectTimeout
+	if severalHosts(&config.Config) {
+		config.ConnectTimeout = cmp.Or(config.ConnectTimeout, connectTimeout)
+		if config.ValidateConnect == nil { // or a standby that is named first would be all that is ever asked
+			config.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
+		}
 	}
 	if db.PasswordFile != "" {
 		password, unread := readSecret("password_file", db.PasswordFile)

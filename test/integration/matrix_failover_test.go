@@ -74,38 +74,42 @@ func hosts(list ...*servers.PG) string {
 func (p *pair) follow(order ...*servers.PG) *followed {
 	p.f.Helper()
 	w := &followed{world: newWorld(p.f.T, hosts(p.primary, p.standby), nil), address: freeAddr(p.f.T)}
-	p.awaitSynced(w.prefix)   // at once: a slot that waits while transactions begin is copied only when it moves
+	p.awaitReplay(w)
 	w.admin = hosts(order...) // not before the standby has the database: pgx asks nobody else when one host does not know it
 	w.cfg.Databases[0].DSN = config.Secret(w.dsn())
 	w.exec("SELECT pg_create_logical_replication_slot($1, 'pgoutput', false, false, true)", w.truthSlot())
 	p.f.Cleanup(func() { w.dropSlot(w.truthSlot()) })
-	p.awaitSynced(w.truthSlot())
+	w.bridge = w.daemon(w.address)
+	w.bridge.awaitStreaming()
+	p.awaitSynced(w)
 	if p.f.random == nil {
 		p.f.random = newSeed(p.f.T)
 	}
 	w.load = w.startLoad(p.f.random)
-	w.bridge = w.daemon(w.address)
-	w.bridge.awaitStreaming()
 	p.worlds = append(p.worlds, w)
 	return w
 }
 
-// awaitSynced waits until the standby has a copy of a slot that outlives its promotion.
-func (p *pair) awaitSynced(slot string) {
+// awaitSynced waits until the standby has copies of a world's slots that outlive its promotion. A copy needs rows of the
+// catalog that the standby may have no more, so the slots move meanwhile: the bridge's by itself, and there is no event yet.
+func (p *pair) awaitSynced(w *followed) {
 	p.f.Helper()
 	conn, err := pgx.Connect(p.f.Context(), p.standby.DSN("postgres"))
 	if err != nil {
 		p.f.Fatal(err)
 	}
 	defer func() { _ = conn.Close(context.Background()) }()
-	await(p.f.T, "the standby to copy slot "+slot, func() error {
+	await(p.f.T, "the standby to copy the slots", func() error {
+		w.exec("SELECT pg_log_standby_snapshot()")
+		w.exec("SELECT pg_replication_slot_advance($1, pg_current_wal_flush_lsn())", w.truthSlot())
 		if err := p.standby.SetConf(p.f.Context(), nil); err != nil { // which makes it look
 			return err
 		}
-		var state string
-		err := conn.QueryRow(p.f.Context(), "SELECT coalesce(max(CASE WHEN synced AND NOT temporary THEN 'synced' ELSE 'temporary' END), 'none') FROM pg_replication_slots WHERE slot_name = $1", slot).Scan(&state)
-		if err == nil && state != "synced" {
-			err = fmt.Errorf("the standby's is: %s", state)
+		var copied int
+		err := conn.QueryRow(p.f.Context(), "SELECT count(*) FROM pg_replication_slots WHERE synced AND NOT temporary AND slot_name = ANY ($1)",
+			[]string{w.prefix, w.truthSlot()}).Scan(&copied)
+		if err == nil && copied < 2 {
+			err = fmt.Errorf("it has %d of 2", copied)
 		}
 		return err
 	})
@@ -243,7 +247,7 @@ func loseWAL(f *faultRun) {
 			w.load.more(200)
 			w.load.stop()
 		}
-		p.awaitReplay()
+		p.awaitReplay(p.worlds[0])
 		if err := p.standby.Stop("fast"); err != nil {
 			f.Fatal(err)
 		}
@@ -297,9 +301,8 @@ func (f *faultRun) lostWAL(w *followed) (lost lostWAL) {
 
 // awaitReplay waits until the standby has all that the primary has written, and shows it: to somebody who asks for a
 // database that it does not know yet it says that there is none.
-func (p *pair) awaitReplay() {
+func (p *pair) awaitReplay(w *followed) {
 	p.f.Helper()
-	w := p.worlds[0]
 	end := w.walEnd()
 	await(p.f.T, "the standby to have all", func() error {
 		if behind := w.query("SELECT coalesce(sum(pg_wal_lsn_diff($1, replay_lsn)), 1)::text FROM pg_stat_replication WHERE application_name = $2", end, physicalSlot); !strings.HasPrefix(behind, "-") && behind != "0" {
@@ -317,11 +320,11 @@ func promoteWithoutSlot(f *faultRun) {
 		p := f.newPair(version, servers.StandbyOptions{}, nil)
 		w := &followed{world: newWorld(f.T, hosts(p.primary, p.standby), nil)}
 		p.worlds = append(p.worlds, w)
-		p.awaitReplay()
+		p.awaitReplay(w)
 		before := w.order("k", "1")
 		w.bridge = w.daemon("")
 		w.awaitCaughtUp()
-		p.awaitReplay()
+		p.awaitReplay(w)
 		if err := p.primary.Kill(); err != nil {
 			f.Fatal(err)
 		}
@@ -349,7 +352,7 @@ func returnOfThePrimary(f *faultRun) {
 	w.load.more(50)
 	w.load.stop()
 	w.awaitCaughtUp()
-	p.awaitReplay()
+	p.awaitReplay(w)
 	if err := p.primary.Kill(); err != nil {
 		f.Fatal(err)
 	}

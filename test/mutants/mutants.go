@@ -321,8 +321,8 @@ var mutants = []mutant{
 		repeats: "a checkpoint covers an event that is not in its transaction",
 		edits: []edit{{
 			"replication/inflight.go",
-			"f.run.index, f.index = index+1, index+1",
-			"f.run.index, f.index = index+1, index+2",
+			"f.run.index, f.index, f.added = index+1, index+1, f.commit",
+			"f.run.index, f.index, f.added = index+1, index+2, f.commit",
 		}},
 		checker: checker{"./replication", "TestInflightAheadIsWhatThereWillBe"},
 		says:    "with one:",
@@ -349,7 +349,7 @@ var mutants = []mutant{
 			},
 			{
 				"checkpoint/store.go",
-				"c.values, err = c.cfg.read(ctx, c.client, c.last)",
+				"c.values, err = c.cfg.read(ctx, c.client, c.last, (*contents).settled)",
 				"c.values = values",
 			},
 		},
@@ -366,5 +366,26 @@ var mutants = []mutant{
 		}},
 		checker: checker{"./bridge", "TestAFrozenInstanceSeesNoGap"},
 		says:    "restored from an older copy",
+	},
+	{
+		name:    "published-into-a-commit",
+		repeats: "what is published while a transaction is committed goes to the client, which has none for it",
+		edits:   []edit{{"sink/transaction.go", "return t.cut\n}", "return false\n}"}},
+		checker: checker{"./bridge", "TestExactlyOnceReadsOnWhileItCommits"},
+		says:    "events are",
+	},
+	{
+		name:    "old-socket",
+		repeats: "an instance that was frozen publishes what it finds in its socket, behind its successor: bridges that trust a connection",
+		edits:   []edit{{"replication/stream.go", "return timeout > 0 && at", "return timeout < 0 && at"}},
+		checker: checker{"./replication", "TestWhatComesBehindAPauseIsNotOurs"},
+		says:    "stood still",
+	},
+	{
+		name:    "behind-anybody's-transaction",
+		repeats: "a reader of what is committed waits behind the open transaction of somebody who is gone",
+		edits:   []edit{{"checkpoint/store.go", "kgo.KeepControlRecords(),", "kgo.KeepControlRecords(), kgo.FetchIsolationLevel(kgo.ReadCommitted()),"}},
+		checker: checker{"./checkpoint", "TestWhatIsNotSettledHoldsNobodyUp"},
+		says:    "read checkpoints of topic",
 	},
 }
