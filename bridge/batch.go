@@ -133,6 +133,19 @@ func (b *batch) shrink(ctx context.Context, events, bytes int) error {
 	return nil
 }
 
+// drain waits until all that was published is committed. Nothing may be published any more.
+func (b *batch) drain(ctx context.Context) error {
+	for b != nil && b.session.inflight.Pending() > 0 {
+		b.wanted()
+		select {
+		case <-b.room:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
 // overdue reports whether something waits to be committed.
 func (b *batch) overdue() bool { return b != nil && b.waits.Load() }
 

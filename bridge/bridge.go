@@ -177,7 +177,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 		}
 		if stop.Err() != nil {
 			if v.class == Retry {
-				b.log.Warn().Err(err).Msg("stopped without a drain; events that are not confirmed may be delivered a second time")
+				b.log.Warn().Err(err).Msg("stopped without a drain; what is not confirmed comes with the next start, at least once also what is published")
 			}
 			b.enter(Stopped)
 			return nil

@@ -102,20 +102,20 @@ func (s *session) judge(ctx context.Context, value []byte, found checkpoint.Foun
 			return r, false, err
 		}
 	}
-	if ok && s.options.AcceptGap {
-		s.log.Warn().Str("reason", gap.Reason).Stringer("from", gap.From).Stringer("to", gap.To).
-			Msg("a gap is accepted: events in it may not have been published")
-		return r, true, nil
-	}
 	if p := r.Phantoms; p != (checkpoint.Range{}) {
 		s.log.Warn().Stringer("from", p.From).Stringer("to", p.To).Uint32("timeline", found.Timelines.Current()).
 			Msg("the new primary has lost WAL of which events were published: they may not exist in the database")
 		rewrite = true
 	}
+	if ok && s.options.AcceptGap {
+		s.log.Warn().Str("reason", gap.Reason).Stringer("from", gap.From).Stringer("to", gap.To).
+			Msg("a gap is accepted: events in it may not have been published")
+		return r, true, nil
+	}
 	return r, rewrite || c.Timeline != found.Timelines.Current() || !maps.Equal(c.Membership, found.Membership), err
 }
 
-// holdsSlot makes sure that the slot is ours before anybody is told of a gap. Whoever was frozen behind START_REPLICATION
+// holdsSlot makes sure that the slot is ours, before anybody is told of a gap or fenced. Whoever was frozen behind START_REPLICATION
 // compares what it found then, the end of WAL for one, with the checkpoint of its successor.
 func (s *session) holdsSlot(ctx context.Context) error {
 	cfg, err := s.connConfig()
@@ -192,8 +192,14 @@ func (s *session) reopenStore(ctx context.Context, k *checkpoint.Keeper) error {
 	pause := time.NewTicker(time.Second)
 	defer pause.Stop()
 	for {
-		store, err := checkpoint.Open(ctx, cfg)
+		err := s.holdsSlot(ctx) // or a successor has it, and would be fenced
+		var store *checkpoint.Store
+		if err == nil {
+			store, err = checkpoint.Open(ctx, cfg)
+		}
 		switch {
+		case errors.Is(err, replication.ErrStreamEnded):
+			return err
 		case err == nil:
 			s.store.Close()
 			s.store = store // of this goroutine until the session has ended

@@ -173,8 +173,12 @@ func (s *session) whyPoison(ctx context.Context, ev *decode.Event) (string, erro
 	if err != nil {
 		return "", err
 	}
+	published := ", and it is published"
+	if s.batch != nil {
+		published = ""
+	}
 	return "", &DeadLetterError{
-		fmt.Sprintf("event %s is not moved: the brokers take it now", ev.Position),
+		fmt.Sprintf("event %s is not moved: the brokers take it now%s", ev.Position, published),
 		"restart walferry; if it halts there again, the brokers refuse the batch around it: raise max.message.bytes of the topic to kafka.max_record, or lower kafka.max_record",
 	}
 }

@@ -216,7 +216,11 @@ func (s *session) publish(ctx, stop context.Context) error {
 	if err != nil {
 		s.drainWithin(ctx) // after a stop it runs already
 	}
-	if flushed := s.sink.Flush(ctx); err == nil && flushed != nil {
+	flushed := s.sink.Flush(ctx)
+	if flushed == nil {
+		flushed = s.batch.drain(ctx)
+	}
+	if err == nil && flushed != nil {
 		err = cmp.Or(context.Cause(ctx), flushed)
 	}
 	return err // poison, for which what precedes it has been waited for, or nil
@@ -251,9 +255,13 @@ func (s *session) confirm(ctx context.Context, err error) error {
 		confirmErr = cmp.Or(finalErr, s.awaitConfirmed(last))
 	}
 	if confirmErr != nil || !drained {
+		comes := "may be delivered a second time"
+		if s.batch != nil {
+			comes = "are delivered"
+		}
 		s.log.Warn().AnErr("cause", confirmErr).Stringer("confirmed_lsn", s.confirmable()).
 			Int64("unacknowledged_events", s.inflight.Pending()).Bool("open_transaction", s.inflight.Open()).
-			Msg("events behind the confirmed LSN may be delivered a second time by the next session")
+			Msg("events behind the confirmed LSN " + comes + " by the next session")
 	}
 	if errors.Is(err, errDrainTimeout) {
 		return nil

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
-	"maps"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 )
@@ -15,29 +14,37 @@ import (
 // has it may be gone. A marker outlives the records of its transaction (Kafka's LogCleaner, CleanedTransactionMetadata).
 type contents struct {
 	cfg      Config
-	last, at int64                       // offsets: of that record, and how far it is read
-	record   *kgo.Record                 // at last, nil before it is read
-	marker   *kgo.Record                 // that ends its transaction, likewise
-	values   map[string][]byte           // tombstones are nil
-	open     map[int64]map[string][]byte // of transactions that are not over, by producer
+	last, at int64                            // offsets: of that record, and how far it is read
+	record   *kgo.Record                      // at last, nil before it is read
+	marker   *kgo.Record                      // that ends its transaction, likewise
+	latest   map[string]*kgo.Record           // that are committed, tombstones too
+	open     map[int64]map[string]*kgo.Record // of transactions that are not over, by producer
 }
 
 // read returns our latest values up to the record at offset last, which must exist, once they are as they should be.
 func (cfg Config) read(ctx context.Context, client *kgo.Client, last int64, done func(*contents) bool) (map[string][]byte, error) {
 	client.AddConsumePartitions(map[string]map[int32]kgo.Offset{cfg.Topic: {0: kgo.NewOffset().AtStart()}})
-	c := &contents{cfg: cfg, last: last, at: -1, values: map[string][]byte{}, open: map[int64]map[string][]byte{}}
+	c := &contents{cfg: cfg, last: last, at: -1, latest: map[string]*kgo.Record{}, open: map[int64]map[string]*kgo.Record{}}
 	for !done(c) {
 		fetches := client.PollFetches(ctx)
 		if err := fetches.Err(); err != nil {
 			return nil, fmt.Errorf("read checkpoints of topic %q up to offset %d, at %d: %w", cfg.Topic, last, c.at, err)
 		}
 		fetches.EachRecord(c.add)
-		if c.at >= last && c.record == nil || c.marker != nil && !committing(c.marker) {
+		switch {
+		case c.at >= last && c.record == nil:
 			return nil, fmt.Errorf("read checkpoints of topic %q: the record at offset %d is not there", cfg.Topic, last)
+		case c.marker != nil && !committing(c.marker):
+			return nil, fmt.Errorf("read checkpoints of topic %q: the record at offset %d was aborted", cfg.Topic, last)
 		}
 	}
-	maps.DeleteFunc(c.values, func(_ string, value []byte) bool { return value == nil })
-	return c.values, nil
+	values := map[string][]byte{}
+	for key, r := range c.latest {
+		if r.Value != nil {
+			values[key] = r.Value
+		}
+	}
+	return values, nil
 }
 
 // complete reports whether all is read.
@@ -61,17 +68,32 @@ func (c *contents) add(r *kgo.Record) {
 	switch {
 	case r.Attrs.IsControl():
 		if committing(r) {
-			maps.Copy(c.values, c.open[r.ProducerID])
+			for _, committed := range c.open[r.ProducerID] {
+				c.commit(committed)
+			}
 		}
 		delete(c.open, r.ProducerID)
 	case !c.cfg.ours(string(r.Key)):
 	case r.Attrs.IsTransactional():
 		if c.open[r.ProducerID] == nil {
-			c.open[r.ProducerID] = map[string][]byte{}
+			c.open[r.ProducerID] = map[string]*kgo.Record{}
 		}
-		c.open[r.ProducerID][string(r.Key)] = bytes.Clone(r.Value) // not to keep the whole batch
+		c.open[r.ProducerID][string(r.Key)] = slim(r)
 	default:
-		c.values[string(r.Key)] = bytes.Clone(r.Value)
+		c.commit(slim(r))
+	}
+}
+
+// slim returns a record that does not keep its whole batch.
+func slim(r *kgo.Record) *kgo.Record {
+	return &kgo.Record{Key: bytes.Clone(r.Key), Value: bytes.Clone(r.Value), Offset: r.Offset}
+}
+
+// commit takes a record that is committed. The later of two is that with the higher offset, whichever was committed first: so
+// it is when the topic is compacted.
+func (c *contents) commit(r *kgo.Record) {
+	if before := c.latest[string(r.Key)]; before == nil || before.Offset < r.Offset {
+		c.latest[string(r.Key)] = r
 	}
 }
 

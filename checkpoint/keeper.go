@@ -42,9 +42,9 @@ type Keeper struct {
 
 	written, tried []byte // values of the last write that came to its end, and of the last one
 
-	last   replication.Progress // that was written
-	at     time.Time            // of the last checkpoint
-	minute string               // of the last entry of the index
+	last  replication.Progress // that was written
+	at    time.Time            // of the last checkpoint
+	entry string               // the last of the index
 }
 
 // Events are published in the transaction that commits a checkpoint, which so covers all of them.
@@ -138,6 +138,8 @@ func (k *Keeper) reached(ctx context.Context) (replication.Progress, error) {
 	if k.Events == nil {
 		return merge(k.resumed, k.Progress()), nil
 	}
+	ctx, cancel := k.Store.patient(ctx) // whoever publishes may wait for brokers that do not answer
+	defer cancel()
 	resume, err := k.Events.Pause(ctx)
 	if err != nil {
 		return replication.Progress{}, err
@@ -174,14 +176,14 @@ func (k *Keeper) write(ctx context.Context, p replication.Progress) error {
 	}
 	k.tried = value
 	values := map[string][]byte{k.Key: value}
-	minute := c.Time.Format(minuteFormat)
-	if minute != k.minute {
-		k.index(values, &c, minute)
+	entry := c.Time.Truncate(indexEvery).Format(indexFormat)
+	if entry != k.entry {
+		k.index(values, &c, entry)
 	}
 	if err := k.Store.Write(ctx, values); err != nil {
 		return err
 	}
-	k.written, k.last, k.at, k.minute = value, p, c.Time, minute
+	k.written, k.last, k.at, k.entry = value, p, c.Time, entry
 	if err := k.committed(ctx); err != nil {
 		return err
 	}
@@ -212,10 +214,12 @@ func (k *Keeper) trueSnapshot(pos replication.LSN) string {
 	return k.snapshot
 }
 
-// The index says for each minute which LSN was reached, for one to go back to a time.
+// The index says for each ten minutes which LSN was reached, for one to go back to a time. Whoever opens checkpoints reads
+// that of all databases: a week in minutes would be 2.4 MB of each.
 const (
-	minuteFormat = "2006-01-02T15:04Z"
-	indexKept    = 7 * 24 * time.Hour
+	indexFormat = "2006-01-02T15:04Z"
+	indexEvery  = 10 * time.Minute
+	indexKept   = 7 * 24 * time.Hour
 )
 
 type indexed struct {
@@ -223,14 +227,14 @@ type indexed struct {
 	Time time.Time `json:"time"`
 }
 
-// index adds the minute's entry, and tombstones for those that are too old.
-func (k *Keeper) index(values map[string][]byte, c *Checkpoint, minute string) {
+// index adds an entry, and tombstones for those that are too old.
+func (k *Keeper) index(values map[string][]byte, c *Checkpoint, entry string) {
 	prefix := k.Key + "/t/"
 	value, _ := json.Marshal(indexed{c.Pos, c.Time}) // it has only what can be encoded
-	values[prefix+minute] = value
+	values[prefix+entry] = value
 	held := k.Store.Values()
-	held[prefix+minute] = value
-	oldest := prefix + c.Time.Add(-indexKept).Format(minuteFormat)
+	held[prefix+entry] = value
+	oldest := prefix + c.Time.Add(-indexKept).Format(indexFormat)
 	for key := range held {
 		if strings.HasPrefix(key, prefix) && key < oldest {
 			values[key] = nil

@@ -146,12 +146,17 @@ func (c *Store) Write(ctx context.Context, values map[string][]byte) error {
 		}
 	}
 	if c.failed == nil {
-		limit := c.cfg.timeout() - writeMargin
-		ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("%w for %s", ErrUnanswered, limit))
+		ctx, cancel := c.patient(ctx)
 		defer cancel()
 		c.failed = c.write(ctx, values)
 	}
 	return c.failed
+}
+
+// patient returns a context that ends, with ErrUnanswered, before the brokers abort a transaction.
+func (c *Store) patient(ctx context.Context) (context.Context, context.CancelFunc) {
+	limit := c.cfg.timeout() - writeMargin
+	return context.WithTimeoutCause(ctx, limit, fmt.Errorf("%w for %s", ErrUnanswered, limit))
 }
 
 // Close lets go of the brokers; a Write in progress fails. It does not wait for them: a

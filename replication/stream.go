@@ -152,6 +152,7 @@ func (s *Stream) start(ctx context.Context, cfg Config, sql *pgx.Conn) error {
 			return err
 		}
 	}
+	s.updatedAt(time.Now()) // the server waits for the first update from the start on
 	err = pglogrepl.StartReplication(ctx, s.conn, cfg.Slot, 0, pglogrepl.StartReplicationOptions{
 		Mode: pglogrepl.LogicalReplication,
 		// Protocol 1 without streaming: only committed transactions, whole
@@ -169,16 +170,22 @@ func (s *Stream) start(ctx context.Context, cfg Config, sql *pgx.Conn) error {
 		return readErr
 	}
 	s.Start, s.WALEnd = slot.ConfirmedFlush, slot.SnapshotLSN
-	s.heard(time.Now())
-	return nil
+	return s.holds(slot)
 }
 
 // Holds fails with ErrStreamEnded, or because it cannot look, unless the stream still has the slot.
 func (s *Stream) Holds(ctx context.Context, sql *pgx.Conn) error {
 	slot, err := ReadSlot(ctx, sql, s.slot)
-	if err != nil {
+	switch {
+	case errors.Is(err, ErrNoSlot): // here: another host of the DSN may have answered
+		return fmt.Errorf("slot %q: %w", s.slot, ErrStreamEnded)
+	case err != nil:
 		return err
 	}
+	return s.holds(slot)
+}
+
+func (s *Stream) holds(slot *Slot) error {
 	if slot.ActivePID != strconv.FormatUint(uint64(s.conn.PID()), 10) {
 		return fmt.Errorf("slot %q is not held by this session any more: %w", s.slot, ErrStreamEnded)
 	}
@@ -214,8 +221,8 @@ func (s *Stream) lapsed(at time.Time) bool {
 	return timeout > 0 && at.Sub(s.opened)-time.Duration(s.updated.Load()) > timeout
 }
 
-// heard notes that the server will have heard from us.
-func (s *Stream) heard(at time.Time) { s.updated.Store(int64(at.Sub(s.opened))) }
+// updatedAt notes when a status update was written.
+func (s *Stream) updatedAt(at time.Time) { s.updated.Store(int64(at.Sub(s.opened))) }
 
 // other takes what a server may send beside data.
 func (s *Stream) other(kind byte, body []byte) error {
@@ -329,7 +336,7 @@ func (s *Stream) send(lsn LSN, reply bool, timeout time.Duration) error {
 	if _, err := s.conn.Conn().Write(statusUpdate(lsn, now, reply)); err != nil {
 		return fmt.Errorf("confirm %s to slot %q: %w", lsn, s.slot, err)
 	}
-	s.heard(now)
+	s.updatedAt(now)
 	return nil
 }
 

@@ -89,7 +89,7 @@ func TestWhatComesBehindAPauseIsNotOurs(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := Stream{frames: newFrames(bytes.NewReader(row), ReadBuffer), Server: Server{SenderTimeout: c.timeout}, opened: time.Now()}
 				<-time.After(c.lastHeard)
-				s.heard(time.Now())
+				s.updatedAt(time.Now())
 				<-time.After(time.Minute + time.Millisecond - c.lastHeard)
 				if _, err := s.Receive(); !errors.Is(err, c.want) {
 					t.Fatalf("%v, want %v", err, c.want)
