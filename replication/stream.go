@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -123,7 +124,7 @@ func (s *Stream) connect(ctx context.Context, cfg *pgx.ConnConfig, buffer int) (
 	if c.RuntimeParams["application_name"] == "" {
 		c.RuntimeParams["application_name"] = "walferry/" + s.slot
 	}
-	c.DialFunc = Paced(c.DialFunc, buffer, s.Patience)
+	c.DialFunc = Paced(s.ending(c.DialFunc), buffer, s.Patience)
 	c.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
 		s.frames = newFrames(r, buffer)
 		return pgproto3.NewFrontend(s.frames, w)
@@ -132,6 +133,18 @@ func (s *Stream) connect(ctx context.Context, cfg *pgx.ConnConfig, buffer int) (
 		return fmt.Errorf("connect to Postgres for replication: %w", err)
 	}
 	return nil
+}
+
+// ending returns dial with connections that end when the server must have given up on them: at the latest wal_sender_timeout
+// after the last status update that it has got, and the next comes a third of that later.
+func (s *Stream) ending(dial pgconn.DialFunc) pgconn.DialFunc {
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := dial(ctx, network, addr)
+		if timeout := s.Server.SenderTimeout; err == nil && timeout > 0 {
+			endUnanswered(conn, timeout*2/3)
+		}
+		return conn, err
+	}
 }
 
 func (s *Stream) start(ctx context.Context, cfg Config, sql *pgx.Conn) error {
