@@ -231,16 +231,21 @@ func (b *Bridge) session(stop context.Context) (confirmed bool, err error) {
 	return b.confirmed.Load() > uint64(s.stream.Start), err
 }
 
+// connectSQL opens an ordinary connection with the secrets as they are now.
+func (b *Bridge) connectSQL(ctx context.Context) (*pgx.Conn, error) {
+	cfg, err := b.connConfig()
+	if err != nil {
+		return nil, err
+	}
+	return replication.ConnectSQL(ctx, cfg)
+}
+
 // awaitSlot waits until nobody has the slot, or ctx ends. It is a cheap question, asked often on one connection: to try and
 // open the stream each time would cost the server two processes.
 func (b *Bridge) awaitSlot(ctx context.Context) {
-	cfg, err := b.connConfig()
+	sql, err := b.connectSQL(ctx)
 	if err != nil {
 		return // the next session says so
-	}
-	sql, err := replication.ConnectSQL(ctx, cfg)
-	if err != nil {
-		return
 	}
 	replication.AwaitFree(ctx, sql, b.db.Slot)
 	_ = sql.Close(ctx) // it only read

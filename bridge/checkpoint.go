@@ -118,11 +118,7 @@ func (s *session) judge(ctx context.Context, value []byte, found checkpoint.Foun
 // holdsSlot makes sure that the slot is ours, before anybody is told of a gap or fenced. Whoever was frozen behind START_REPLICATION
 // compares what it found then, the end of WAL for one, with the checkpoint of its successor.
 func (s *session) holdsSlot(ctx context.Context) error {
-	cfg, err := s.connConfig()
-	if err != nil {
-		return err
-	}
-	conn, err := replication.ConnectSQL(ctx, cfg)
+	conn, err := s.connectSQL(ctx)
 	if err != nil {
 		return err
 	}

@@ -273,11 +273,7 @@ const confirmTimeout = 3 * time.Second
 
 // awaitConfirmed reads confirmed_flush_lsn back.
 func (s *session) awaitConfirmed(ctx context.Context) error {
-	cfg, err := s.connConfig()
-	if err != nil {
-		return err
-	}
-	conn, err := replication.ConnectSQL(ctx, cfg)
+	conn, err := s.connectSQL(ctx)
 	if err != nil {
 		return err
 	}
