@@ -41,7 +41,8 @@ type Database struct {
 	// position in Kafka, so it must stay the same for the life of the slot. Required, unique.
 	Name string `yaml:"name,required"`
 	// DSN is a libpq connection string, either a URL or key=value pairs. The PG* environment variables and ~/.pgpass fill
-	// what it leaves out. Exactly one of DSN and DSNFile is set.
+	// what it leaves out. Of several hosts the first that takes writes is chosen, and each has 3 s, unless it says otherwise
+	// (target_session_attrs, connect_timeout). Exactly one of DSN and DSNFile is set.
 	DSN Secret `yaml:"dsn"`
 	// DSNFile is a file that holds the DSN. It is read again at every connect.
 	DSNFile string `yaml:"dsn_file"`
