@@ -248,7 +248,7 @@ func (b *Bridge) awaitSlot(ctx context.Context) {
 		return // the next session says so
 	}
 	replication.AwaitFree(ctx, sql, b.db.Slot)
-	_ = sql.Close(ctx) // it only read
+	_ = sql.Close(ctx) // nothing is left to lose on it
 }
 
 const (
