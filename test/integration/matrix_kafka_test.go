@@ -76,15 +76,7 @@ func loseLeaders(f *faultRun) {
 	l.more(100)
 	for range 2 {
 		f.awaitReplicas(w, cluster)
-		gap := f.longestGap(w)
-		end := outage(f.T, f.leader(cluster, w.prefix+".order"))
-		f.recovered(w, time.Now(), w.insertLSN())
-		l.more(200)
-		end()
-		f.awaitReplicas(w, cluster)
-		stall := gap()
-		f.note("kill -9: stall %s;", short(stall))
-		f.within("the stall after kill -9 of a leader", stall, 20*time.Second)
+		f.withoutBroker(l, cluster, f.leader(cluster, w.prefix+".order"), "leader")
 	}
 	gap := f.longestGap(w)
 	for _, b := range cluster.Brokers {
@@ -97,6 +89,21 @@ func loseLeaders(f *faultRun) {
 	f.note("rolling restart: stall %s", short(stall))
 	f.within("the stall in a rolling restart", stall, 20*time.Second)
 	f.mustStayOneSession(c, f.verify(l))
+}
+
+// withoutBroker kills a broker under load, starts it again once the bridge has recovered, and bounds how long nothing was
+// confirmed.
+func (f *faultRun) withoutBroker(l *load, cluster *servers.Cluster, broker *servers.Broker, role string) {
+	f.Helper()
+	gap := f.longestGap(l.w)
+	end := outage(f.T, broker)
+	f.recovered(l.w, time.Now(), l.w.insertLSN())
+	l.more(200)
+	end()
+	f.awaitReplicas(l.w, cluster)
+	stall := gap()
+	f.note("kill -9: stall %s;", short(stall))
+	f.within("the stall after kill -9 of the "+role, stall, 20*time.Second)
 }
 
 // mustStayOneSession fails if the process had to begin anew, or sent anything twice without that.
@@ -433,15 +440,7 @@ func loseCoordinator(f *faultRun) {
 		if at < 0 {
 			f.Fatalf("no coordinator of %s: %v", id, coordinators[id].Err)
 		}
-		gap := f.longestGap(w)
-		end := outage(f.T, cluster.Brokers[at])
-		f.recovered(w, time.Now(), w.insertLSN())
-		l.more(100)
-		end()
-		f.awaitReplicas(w, cluster)
-		stall := gap()
-		f.note("kill -9: stall %s;", short(stall))
-		f.within("the stall after kill -9 of the coordinator", stall, 20*time.Second)
+		f.withoutBroker(l, cluster, cluster.Brokers[at], "coordinator")
 	}
 	l.more(50)
 	c.signal(syscall.SIGSTOP)
