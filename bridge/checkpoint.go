@@ -98,7 +98,11 @@ func (s *session) judge(ctx context.Context, value []byte, found checkpoint.Foun
 	r, err = c.Resume(found)
 	gap, ok := errors.AsType[*replication.GapError](err)
 	if ok {
-		if err := s.holdsSlot(ctx); err != nil {
+		err := s.holdsSlot(ctx)
+		if errors.Is(err, replication.ErrStreamEnded) {
+			err = s.stream.Ending()
+		}
+		if err != nil && classify(err).class == Retry { // else it failed by itself, and the gap is one all the same
 			return r, false, err
 		}
 	}

@@ -50,6 +50,44 @@ func TestASessionBeginsWhereTheSlotStandsOnceItIsOurs(t *testing.T) {
 	})
 }
 
+// A walsender that fails as soon as it decodes has left the slot before anybody looks. What it said counts, and a gap is one
+// all the same: it is not that somebody else took the slot.
+func TestAWalsenderThatFailsAtOnceIsHeard(t *testing.T) {
+	for _, gap := range []bool{false, true} {
+		t.Run(fmt.Sprintf("gap %t", gap), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				r := newCheckpointedRig(t, time.Second)
+				r.start()
+				r.commit(event(0))
+				r.finishAfter(5 * time.Second)
+				r.again()
+				var looks atomic.Int64
+				r.pg.Handle("slot", func(string) walsender.Result {
+					at := r.pg.Confirmed()
+					if gap {
+						at += 0x1000
+					}
+					pid := r.pg.ActivePID()
+					if failing := r.pg.Holder(); failing != nil && (!gap || looks.Add(1) > 1) { // else after the session has begun
+						failing.SendError("42704", "publication \"walferry\" does not exist")
+						pid = ""
+					}
+					return walsender.Answer("pgoutput", "logical", "shop", pid != "", pid, at, at, "reserved", -1, "", false, r.pg.WALEnd(), "1:1:", r.pg.WALEnd(), false)
+				})
+				r.start()
+				if gap {
+					r.mustEnd(Gap, "ahead of the checkpoint")
+				} else {
+					r.mustEnd(Fatal, "does not exist")
+				}
+				if strings.Contains(r.log.String(), "a new one follows") {
+					t.Errorf("it was tried again:\n%s", r.log)
+				}
+			})
+		})
+	}
+}
+
 // Postgres sends logical decoding messages only to those who ask for them, and says nothing
 // about what it leaves out.
 func TestLogicalMessagesAreAskedFor(t *testing.T) {

@@ -183,7 +183,13 @@ func (s *Stream) start(ctx context.Context, cfg Config, sql *pgx.Conn) error {
 		return readErr
 	}
 	s.Start, s.WALEnd = slot.ConfirmedFlush, slot.SnapshotLSN
-	return s.holds(slot)
+	switch {
+	case slot.ActivePID != "" && !s.holds(slot): // if nobody has it, the stream itself says why
+		return s.gone()
+	case s.lapsed(time.Now()):
+		return fmt.Errorf("slot %q: %w", s.slot, ErrStoodStill)
+	}
+	return nil
 }
 
 // Holds fails with ErrStreamEnded, or because it cannot look, unless the stream still has the slot.
@@ -191,18 +197,35 @@ func (s *Stream) Holds(ctx context.Context, sql *pgx.Conn) error {
 	slot, err := ReadSlot(ctx, sql, s.slot)
 	switch {
 	case errors.Is(err, ErrNoSlot): // here: another host of the DSN may have answered
-		return fmt.Errorf("slot %q: %w", s.slot, ErrStreamEnded)
+		return s.gone()
 	case err != nil:
 		return err
-	}
-	return s.holds(slot)
-}
-
-func (s *Stream) holds(slot *Slot) error {
-	if slot.ActivePID != strconv.FormatUint(uint64(s.conn.PID()), 10) {
-		return fmt.Errorf("slot %q is not held by this session any more: %w", s.slot, ErrStreamEnded)
+	case !s.holds(slot):
+		return s.gone()
 	}
 	return nil
+}
+
+func (s *Stream) holds(slot *Slot) bool {
+	return slot.ActivePID == strconv.FormatUint(uint64(s.conn.PID()), 10)
+}
+
+func (s *Stream) gone() error {
+	return fmt.Errorf("slot %q is not held by this session any more: %w", s.slot, ErrStreamEnded)
+}
+
+// Ending returns why a stream has ended that does not hold the slot any more: what the server has said, behind what it has
+// sent, or ErrStreamEnded. Nothing can be received behind it.
+func (s *Stream) Ending() error {
+	s.setReadDeadline(time.Now().Add(time.Second))
+	for {
+		switch _, err := s.Receive(); {
+		case errors.Is(err, ErrInterrupted): // it has said nothing
+			return s.gone()
+		case err != nil:
+			return err
+		}
+	}
 }
 
 // Receive returns the next message. It fails with ErrInterrupted after Interrupt,

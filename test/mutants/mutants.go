@@ -361,8 +361,8 @@ var mutants = []mutant{
 		repeats: "what was found before an instance was frozen is compared with its successor's checkpoint, and looks like a gap",
 		edits: []edit{{
 			"bridge/checkpoint.go",
-			"if err := s.holdsSlot(ctx); err != nil {",
-			"if err := error(nil); err != nil {",
+			"err := s.holdsSlot(ctx)\n\t\tif errors.Is",
+			"err := error(nil)\n\t\tif errors.Is",
 		}},
 		checker: checker{"./bridge", "TestAFrozenInstanceSeesNoGap"},
 		says:    "restored from an older copy",
@@ -387,5 +387,12 @@ var mutants = []mutant{
 		edits:   []edit{{"checkpoint/store.go", "kgo.KeepControlRecords(),", "kgo.KeepControlRecords(), kgo.FetchIsolationLevel(kgo.ReadCommitted()),"}},
 		checker: checker{"./checkpoint", "TestWhatIsNotSettledHoldsNobodyUp"},
 		says:    "read checkpoints of topic",
+	},
+	{
+		name:    "own-error-unheard",
+		repeats: "a walsender that fails as soon as it decodes is taken for one whose slot somebody took, and tried again for ever: ours",
+		edits:   []edit{{"replication/stream.go", "case slot.ActivePID != \"\" && !s.holds(slot):", "case !s.holds(slot):"}},
+		checker: checker{"./bridge", "TestAWalsenderThatFailsAtOnceIsHeard"},
+		says:    "it was tried again",
 	},
 }
