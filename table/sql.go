@@ -39,11 +39,12 @@ func (o Order) String() string {
 		return "by the time of the commit, as the server's clock had it"
 	}
 	return "by transaction ID, which is the order in which transactions first wrote, not the order of their commits: " +
-		"events of one key may change places if their transactions ran at the same time"
+		"events of one key may change places if their transactions ran at the same time, or wrote them inside and outside of a savepoint"
 }
 
-// Order returns how Read orders the rows of a query. In any case the rows of one transaction come in the order of its
-// commands, unless somebody has tried to delete them since, and those of one command as they lie in the table.
+// Order returns how Read orders the rows of a query. Where it says nothing of two rows they come in the order of the
+// transaction's commands, unless somebody has tried to delete them since, and those of one command as they lie in the table.
+// A savepoint has a transaction ID of its own, which ByXID cannot tell from another transaction's.
 func (s *Snapshot) Order(q Query) Order {
 	switch {
 	case q.OrderColumn != "":
@@ -66,11 +67,15 @@ func (s *Snapshot) selectSQL(q Query, only bool) string {
 		column(c.ID), column(c.AggregateType), column(c.AggregateID), column(c.Type), column(c.Payload),
 	}
 	order := []string{fullXID("t.xmin"), "t.cmin::text::bigint", "t.tableoid", "t.ctid"}
-	switch s.Order(q) {
-	case ByColumn:
+	if s.CommitTimes {
+		// Before it was turned on no time was kept: those rows are the oldest. With a time the commands come first, for they
+		// are counted over all savepoints of a transaction.
+		order = append([]string{
+			committed + " nulls first", "case when " + committed + " is null then " + order[0] + " end", order[1],
+		}, order...)
+	}
+	if q.OrderColumn != "" {
 		order = append([]string{column(q.OrderColumn)}, order...)
-	case ByCommit: // it is not known of what was committed before it was turned on
-		order = append([]string{committed + " nulls first"}, order...)
 	}
 	return "select " + strings.Join(columns, ", ") + from(q, only) + " order by " + strings.Join(order, ", ")
 }
