@@ -84,7 +84,7 @@ func TestInitMakesOnlyWhatIsMissing(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
-		mustDo(t, did, exists[0], note, exists[1], `note: rows that are older than the slot are never published, and "public"."Out Box" has rows` + backfills, exists[2], "created "+slot, firstCheckpoint)
+		mustDo(t, did, exists[0], note, exists[1], `note: rows that are older than the slot are never published, and "public"."Out Box" has rows`+backfills, exists[2], "created "+slot, firstCheckpoint)
 		w.drainAll()
 		if records := w.records(); len(records) != 0 {
 			t.Errorf("%d records are older than the slot, want 0 of %d", len(records), len(want))
