@@ -12,13 +12,17 @@ import (
 // nextXID is, in a FROM list, the first transaction ID that the snapshot does not see any more, n, with its epoch.
 const nextXID = `(select pg_snapshot_xmax(pg_current_snapshot())::text::bigint as n) as x`
 
-// fullXID is the expression of a transaction ID with its epoch, bigint: of all numbers with these low 32 bits the highest
-// one below n. Those below 3 are not transactions, but mark rows that are as old as the cluster (transam.h). A row keeps its
-// ID when VACUUM freezes it, so of one that is 2^32 transactions old the result is too high.
-func fullXID(xid string) string {
+// FullXID is the SQL expression of a transaction ID with its epoch, bigint, for one of type xid: of all numbers with its 32
+// bits the highest one below next, a bigint. Those below 3 are not transactions, but mark rows that are as old as the cluster
+// (transam.h). A row keeps its ID when VACUUM freezes it, so of one that is 2^32 transactions old the result is too high.
+func FullXID(xid, next string) string {
 	return fmt.Sprintf(`case when %[1]s < 3 then %[1]s
-		when (x.n >> 32 << 32) + %[1]s < x.n then (x.n >> 32 << 32) + %[1]s else (x.n >> 32 << 32) + %[1]s - 4294967296 end`, xid+"::text::bigint")
+		when (%[2]s >> 32 << 32) + %[1]s < %[2]s then (%[2]s >> 32 << 32) + %[1]s
+		else (%[2]s >> 32 << 32) + %[1]s - 4294967296 end`, xid+"::text::bigint", next)
 }
+
+// fullXID is FullXID beside nextXID.
+func fullXID(xid string) string { return FullXID(xid, "x.n") }
 
 // Order says how the rows of a table are ordered.
 type Order int
