@@ -41,7 +41,7 @@ func TestRecoverFindsWhatIsPublished(t *testing.T) {
 	w := newWorld(t, newest(t), nil)
 	published := w.order("k", "1")
 	w.drainAll()
-	w.awaitFreeSlot()
+	w.awaitNoWalsender()
 	second, missing := w.order("k", "2"), w.order("k", "3")
 	w.produce(w.prefix+".order", second[0])
 	w.produce(w.prefix+".order", event{id: "of somebody else", key: missing[0].key})
@@ -112,7 +112,7 @@ func TestRecoverWhatASlotHasSkipped(t *testing.T) {
 			w := newWorld(t, newest(t), nil)
 			want := w.order("k", "1")
 			w.drainAll()
-			w.awaitFreeSlot()
+			w.awaitNoWalsender()
 			skipped := w.order("k", "2")
 			for statement := range strings.SplitSeq(strings.ReplaceAll(change, "SLOT", w.prefix), "; ") {
 				w.exec(statement)
@@ -173,7 +173,7 @@ func TestRecoverTablesOfAnyKind(t *testing.T) {
 	}
 	insert(5, 8)
 	w.drainAll()
-	w.awaitFreeSlot()
+	w.awaitNoWalsender()
 	insert(8, 12)
 	w.dropOwnSlot()
 	r := w.recover()
@@ -211,7 +211,7 @@ func TestRecoverInTheOrderOfCommits(t *testing.T) {
 	pg := ownPostgres(t, "14", servers.PostgresOptions{Settings: map[string]string{"track_commit_timestamp": "on"}})
 	w := newWorld(t, pg.DSN("postgres"), nil)
 	w.drainAll()
-	w.awaitFreeSlot()
+	w.awaitNoWalsender()
 	first := w.another()
 	w.on(first, "BEGIN", fmt.Sprintf(insertOrder, numberedID(1), 1), "SAVEPOINT a", fmt.Sprintf(insertOrder, numberedID(2), 2), "RELEASE a", fmt.Sprintf(insertOrder, numberedID(3), 3))
 	w.exec(fmt.Sprintf(insertOrder, numberedID(4), 4))
@@ -297,7 +297,7 @@ func TestRecoverRefuses(t *testing.T) {
 	refused("a slot in use", w, "is held by pid", "stop it")
 	w.awaitCaughtUp()
 	r.drain()
-	w.awaitFreeSlot()
+	w.awaitNoWalsender()
 	w.dropOwnSlot()
 	other := *w
 	other.cfg = &config.Config{Databases: slices.Clone(w.cfg.Databases), Kafka: w.cfg.Kafka, Checkpoint: w.cfg.Checkpoint, Delivery: w.cfg.Delivery}
@@ -320,7 +320,7 @@ func TestRecoverCommand(t *testing.T) {
 	w := newWorld(t, newest(t), nil)
 	first := w.order("k", "1")
 	w.drainAll()
-	w.awaitFreeSlot()
+	w.awaitNoWalsender()
 	want := concat(w.order("k", "2"), w.order("k2", "3"))
 	w.dropOwnSlot()
 	path, report := w.configFile(""), filepath.Join(t.TempDir(), "report")
