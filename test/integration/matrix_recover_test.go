@@ -3,7 +3,6 @@
 package integration
 
 import (
-	"fmt"
 	"testing"
 )
 
@@ -13,7 +12,7 @@ func loseSlots(f *faultRun) {
 		f.Run(version, func(t *testing.T) {
 			events, resent := losingSlots(t, version, 20, newSeed(t))
 			f.events += events
-			f.note(fmt.Sprintf("%d of %d events sent again, Postgres %s;", resent, events, version))
+			f.note("%d of %d events sent again, Postgres %s;", resent, events, version)
 		})
 	}
 }
