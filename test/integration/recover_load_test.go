@@ -16,6 +16,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/walferry/walferry/bridge/config"
+	"github.com/walferry/walferry/bridge/recovery"
 	"github.com/walferry/walferry/internal/servers"
 )
 
@@ -37,13 +38,28 @@ func losingSlots(t *testing.T, version string, n int, random *rand.Rand) (events
 	path := w.configFile("")
 	l := w.startLateWriters(6, random)
 	defer l.stop()
-	lost, first := map[string]int{}, random.IntN(3)
+	lost, first, killed := map[string]int{}, random.IntN(3), 0
 	for round := range n {
 		how := []string{"dropped below a bridge", "dropped", "invalidated"}[(first+round)%3]
 		lost[how]++
 		l.loseSlot(how, path, random)
 		settled := l.committed()
-		r := w.recover()
+		if random.IntN(3) > 0 { // the one that is killed leaves its work to the next
+			c := walferry(t, "recover", "--config", path)
+			<-time.After(time.Duration(random.IntN(1500)) * time.Millisecond)
+			if err := c.cmd.Process.Kill(); err == nil {
+				killed++
+			}
+			<-c.done
+		}
+		r, err := w.recovering(t.Context(), recovery.Run, nil)
+		if err != nil && strings.Contains(err.Error(), "there is nothing to recover") {
+			t.Logf("round %d: %s, recovered before it was killed", round, how)
+			continue
+		}
+		if err != nil {
+			t.Fatalf("round %d: %v", round, err)
+		}
 		resent += len(r.sent)
 		seen := w.copies()
 		for _, id := range r.sent {
@@ -68,7 +84,7 @@ func losingSlots(t *testing.T, version string, n int, random *rand.Rand) (events
 	l.stop()
 	w.drainAll()
 	l.audit()
-	t.Logf("%d rounds %v: %d rows sent again of %d events, 0 lost", n, lost, resent, len(l.committed()))
+	t.Logf("%d rounds %v, %d recoveries killed: %d rows sent again by the last ones of %d events", n, lost, killed, resent, len(l.committed()))
 	if resent == 0 {
 		t.Error("nothing was ever sent again")
 	}
