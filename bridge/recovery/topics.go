@@ -23,7 +23,7 @@ func (r *recovery) topicsClient(ctx context.Context) (*kgo.Client, error) {
 		kgo.WithContext(ctx),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
 		kgo.FetchMaxWait(500*time.Millisecond), // the end of a transaction does not end a broker's wait
-		kgo.KeepControlRecords(), // the last record of a partition may be one
+		kgo.KeepControlRecords(),               // the last record of a partition may be one
 	)...)
 	if err != nil {
 		return nil, fmt.Errorf("configure the Kafka client: %w", err)

@@ -37,9 +37,11 @@ func (w *world) produce(topic string, e event, headers ...kgo.RecordHeader) {
 	}
 }
 
-// transactionalID is that of the world's bridges.
+// transactionalID is what the checkpoints of a world are written with.
 func (w *world) transactionalID() string {
-	return "walferry/" + w.query("SELECT system_identifier::text FROM pg_control_system()") + "/shop/" + w.prefix
+	w.t.Helper()
+	db := w.cfg.Databases[0]
+	return "walferry/" + w.query("SELECT system_identifier::text FROM pg_control_system()") + "/" + db.Name + "/" + db.Slot
 }
 
 // leaveOpen publishes an event in a transaction that nobody commits but the function that it returns.
