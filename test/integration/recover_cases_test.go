@@ -277,10 +277,11 @@ func TestRecoverHaltsBeforePoison(t *testing.T) {
 	w := bareWorld(t, newest(t), "", nil)
 	w.exec("CREATE TABLE outbox (id text, aggregatetype text, aggregateid text, type text, payload text)")
 	w.setup()
-	w.exec("INSERT INTO outbox VALUES ('moved', 'no/topic', 'k', 'T', 'secret')")
-	w.mustStop(bridge.Poison, "walferry poison show")
-	position := w.positionOfPoison()
-	walferry(t, "poison", "dead-letter", "--config", w.configFile(""), position).exit(0)
+	w.exec("INSERT INTO outbox VALUES ('moved', 'order', NULL, 'T', 'secret'), ('moved too', 'no/topic', 'k', 'T', 'secret')")
+	for range 2 {
+		w.mustStop(bridge.Poison, "walferry poison show")
+		walferry(t, "poison", "dead-letter", "--config", w.configFile(""), w.positionOfPoison()).exit(0)
+	}
 	w.exec("INSERT INTO outbox VALUES ('secret-id', 'order', NULL, 'T', 'secret'), ('other', 'no/topic', 'k', 'T', 'secret')")
 	good := w.order2("good")
 	w.dropOwnSlot()
