@@ -154,6 +154,37 @@ func TestRecoverADroppedSlot(t *testing.T) {
 	})
 }
 
+// A snapshot lists no subtransactions: it takes the row of a savepoint for visible although its transaction is open.
+func TestRecoverTheRowOfASavepoint(t *testing.T) {
+	w := newWorld(t, newest(t), nil)
+	long := w.another()
+	w.on(long, "BEGIN", "SELECT pg_current_xact_id()", "SAVEPOINT a", fmt.Sprintf(insertOrder, numberedID(1), 1), "RELEASE a")
+	var xid uint64
+	if err := long.QueryRow(t.Context(), "SELECT xmin::text::bigint FROM outbox").Scan(&xid); err != nil {
+		t.Fatal(err)
+	}
+	r := w.run("")
+	var want []event
+	await(t, "a checkpoint with a later snapshot", func() error {
+		want = concat(want, w.order("k", `"published"`))
+		c, err := bridge.ReadCheckpoint(t.Context(), w.options("", zerolog.Disabled))
+		if err != nil || c == nil {
+			return fmt.Errorf("no checkpoint: %w", err)
+		}
+		if visible := w.query("SELECT pg_visible_in_snapshot($1::text::xid8, $2::text::pg_snapshot)::text", fmt.Sprint(xid), c.Snapshot); visible != "true" {
+			return errors.New("its snapshot is " + c.Snapshot)
+		}
+		return nil
+	})
+	w.awaitCaughtUp()
+	r.drain()
+	w.awaitNoWalsender()
+	w.on(long, "COMMIT")
+	w.dropOwnSlot()
+	w.recover().mustSend(t, []event{{id: numberedID(1)}})
+	w.mustPublish("order", concat(want, []event{{id: numberedID(1), key: "k", value: "1"}}))
+}
+
 // awaitSlotWaits waits until a temporary slot is being made, which waits for transactions to end.
 func (w *world) awaitSlotWaits() {
 	w.t.Helper()
