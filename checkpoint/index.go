@@ -14,6 +14,8 @@ type Entry struct {
 	Pos      LSN       `json:"pos"`
 	Time     time.Time `json:"time"` // by our clock
 	Timeline uint32    `json:"timeline,omitempty"`
+	// SystemID is that of the checkpoint: the transaction IDs of another cluster say nothing of this one's.
+	SystemID string `json:"system_id,omitempty"`
 	// Snapshot has the bounds of the checkpoint's, "xmin:xmax:" as pg_current_snapshot() prints them, and none of the
 	// transactions between them. It is empty if there was none.
 	Snapshot string `json:"snapshot,omitempty"`
@@ -46,7 +48,7 @@ func minute(t time.Time) string { return t.UTC().Truncate(indexFine).Format(inde
 
 // entry returns the one of c.
 func (c *Checkpoint) entry() Entry {
-	e := Entry{Pos: c.Pos, Time: c.Time, Timeline: c.Timeline}
+	e := Entry{Pos: c.Pos, Time: c.Time, Timeline: c.Timeline, SystemID: c.SystemID}
 	if parts := strings.SplitAfterN(c.Snapshot, ":", 3); len(parts) == 3 {
 		e.Snapshot = parts[0] + parts[1]
 	}

@@ -19,7 +19,7 @@ func newIndexer() *indexer {
 }
 
 func (x *indexer) write(at time.Time, pos replication.LSN) {
-	c := &Checkpoint{Time: at, Pos: LSN{pos}, Timeline: 1, Snapshot: "700:712:701,705"}
+	c := &Checkpoint{Time: at, Pos: LSN{pos}, Timeline: 1, SystemID: "7000", Snapshot: "700:712:701,705"}
 	values := map[string][]byte{}
 	x.keeper.index(values, c)
 	for key, value := range values {
@@ -68,7 +68,7 @@ func TestIndexIsFineFirstAndCoarseLater(t *testing.T) {
 			t.Errorf("before %s nothing is known for %s", e.Time, step)
 		}
 	}
-	if e := last; e.Snapshot != "700:712:" || e.Timeline != 1 {
+	if e := last; e.Snapshot != "700:712:" || e.Timeline != 1 || e.SystemID != "7000" {
 		t.Errorf("the last entry is %+v", e)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"strconv"
@@ -76,7 +77,6 @@ var (
 // pinned makes the text form of values independent of the role's and the
 // database's defaults.
 var pinned = map[string]string{
-	"replication":         "database",
 	"client_encoding":     "UTF8",
 	"DateStyle":           "ISO, MDY",
 	"TimeZone":            "UTC",
@@ -118,9 +118,8 @@ func Open(ctx context.Context, cfg Config, sql *pgx.Conn) (*Stream, error) {
 
 func (s *Stream) connect(ctx context.Context, cfg *pgx.ConnConfig, buffer int) (err error) {
 	c := cfg.Copy()
-	for name, value := range pinned {
-		c.RuntimeParams[name] = value
-	}
+	maps.Copy(c.RuntimeParams, pinned)
+	c.RuntimeParams["replication"] = "database"
 	if c.RuntimeParams["application_name"] == "" {
 		c.RuntimeParams["application_name"] = "walferry/" + s.slot
 	}
@@ -148,22 +147,9 @@ func (s *Stream) ending(dial pgconn.DialFunc) pgconn.DialFunc {
 }
 
 func (s *Stream) start(ctx context.Context, cfg Config, sql *pgx.Conn) error {
-	id, err := pglogrepl.IdentifySystem(ctx, s.conn)
-	if err != nil {
-		return fmt.Errorf("identify system: %w", err)
-	}
-	if !s.Server.same(&Server{SystemID: id.SystemID, Timeline: uint32(id.Timeline)}) {
-		return ErrOtherServer
-	}
-	s.Timelines = Timelines{current: s.Server.Timeline}
-	if id.Timeline > 1 {
-		history, err := pglogrepl.TimelineHistory(ctx, s.conn, id.Timeline)
-		if err != nil {
-			return fmt.Errorf("read the history of timeline %d: %w", id.Timeline, err)
-		}
-		if s.Timelines, err = ParseTimelines(s.Server.Timeline, string(history.Content)); err != nil {
-			return err
-		}
+	var err error
+	if s.Timelines, err = readTimelines(ctx, s.conn, s.Server); err != nil {
+		return err
 	}
 	s.updatedAt(time.Now()) // the server waits for the first update from the start on
 	err = pglogrepl.StartReplication(ctx, s.conn, cfg.Slot, 0, pglogrepl.StartReplicationOptions{
@@ -268,7 +254,7 @@ func (s *Stream) other(kind byte, body []byte) error {
 		if err := m.Decode(body); err != nil {
 			return &MalformedError{Size: len(body)}
 		}
-		return withheld(pgconn.ErrorResponseToPgError(&m))
+		return Withheld(pgconn.ErrorResponseToPgError(&m))
 	case 'N':
 		var m pgproto3.NoticeResponse
 		if err := m.Decode(body); err != nil {
@@ -340,8 +326,8 @@ func notice(n *pgproto3.NoticeResponse) error {
 	return nil
 }
 
-// withheld takes out texts that may quote data: those of SQLSTATE class 22, data exceptions.
-func withheld(err *pgconn.PgError) *pgconn.PgError {
+// Withheld takes out texts that may quote data: those of SQLSTATE class 22, data exceptions.
+func Withheld(err *pgconn.PgError) *pgconn.PgError {
 	if strings.HasPrefix(err.Code, "22") {
 		err.Message, err.Detail, err.Where = "data exception, its text is withheld for it may quote data", "", ""
 	}
@@ -393,8 +379,11 @@ func statusUpdate(lsn LSN, now time.Time, reply bool) []byte {
 }
 
 // Close ends the stream and frees the slot. It takes a second at most.
-func (s *Stream) Close(ctx context.Context) {
+func (s *Stream) Close(ctx context.Context) { closeConn(ctx, s.conn) }
+
+// closeConn closes a replication connection, within a second.
+func closeConn(ctx context.Context, conn *pgconn.PgConn) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	_ = s.conn.Close(ctx) // there is nothing left to lose on it
+	_ = conn.Close(ctx) // there is nothing left to lose on it
 }
