@@ -43,6 +43,8 @@ type Options struct {
 	AcceptGap bool
 	// Until, if not 0, ends Run as soon as everything up to it is confirmed.
 	Until replication.LSN
+	// RetainEvery is how often the retention slot is moved, 0: once a minute; for tests.
+	RetainEvery time.Duration
 	// Dial and DialPostgres, if not nil, open the connections to brokers and to Postgres;
 	// for tests.
 	Dial         func(ctx context.Context, network, addr string) (net.Conn, error)

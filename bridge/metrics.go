@@ -20,6 +20,8 @@ type Metrics struct {
 	nonTransactional, skipped   *prometheus.CounterVec
 	checkpoint                  *prometheus.GaugeVec
 	deadLetters                 *prometheus.CounterVec
+	retentionUp, retentionWAL   *prometheus.GaugeVec
+	retentionFrom, retentionAge *prometheus.GaugeVec
 }
 
 // NewMetrics registers the metrics with reg.
@@ -59,6 +61,10 @@ func NewMetrics(reg prometheus.Registerer, version, commit string) *Metrics {
 		skipped:          counter("events_skipped_total", "Events that Postgres sent again and the checkpoint says are published.", "database"),
 		deadLetters:      counter("dead_letters_total", "Events that were passed over, for they are dead letters.", "database"),
 		checkpoint:       gauge("checkpoint_timestamp_seconds", "When the last checkpoint was written, Unix time.", "database"),
+		retentionUp:      gauge("retention_slot_up", "1 while the slot that keeps WAL for replays is as it should be, 0 while it needs somebody.", "database"),
+		retentionWAL:     gauge("retention_slot_wal_bytes", "WAL that Postgres keeps for replays: disk.", "database"),
+		retentionFrom:    gauge("retention_slot_from_timestamp_seconds", "About when the oldest event that can be replayed was published, Unix time.", "database"),
+		retentionAge:     gauge("retention_slot_catalog_transactions", "How many transactions ago VACUUM of the catalog is held up by the slot that keeps WAL for replays.", "database"),
 		nonTransactional: counter("messages_ignored_total", "Logical messages with the outbox prefix that are not transactional and so not events.", "database"),
 	}
 }
@@ -94,6 +100,21 @@ func (m *Metrics) slot(database string, s *replication.Slot, waitsForStandby boo
 	}
 }
 
+func (m *Metrics) retention(database string, s *RetentionStatus) {
+	m.retentionUp.WithLabelValues(database).Set(oneIf(s.Problem == ""))
+	if s.From == "" { // it could not be read
+		for _, v := range []*prometheus.GaugeVec{m.retentionWAL, m.retentionFrom, m.retentionAge} {
+			v.DeletePartialMatch(prometheus.Labels{"database": database})
+		}
+		return
+	}
+	m.retentionWAL.WithLabelValues(database).Set(float64(s.WAL))
+	m.retentionAge.WithLabelValues(database).Set(float64(s.CatalogAge))
+	if !s.FromTime.IsZero() {
+		m.retentionFrom.WithLabelValues(database).Set(float64(s.FromTime.Unix()))
+	}
+}
+
 // enter notes a state. Without a session there is nothing to say of slot and flight: no
 // value is better than the last one for ever.
 func (m *Metrics) enter(database string, state State) {
@@ -103,7 +124,7 @@ func (m *Metrics) enter(database string, state State) {
 	if state == Streaming || state == Draining {
 		return
 	}
-	for _, v := range []*prometheus.GaugeVec{m.inflight, m.restartLag, m.confirmedLag, m.walStatus, m.waitsForStandby} {
+	for _, v := range []*prometheus.GaugeVec{m.inflight, m.restartLag, m.confirmedLag, m.walStatus, m.waitsForStandby, m.retentionUp, m.retentionWAL, m.retentionFrom, m.retentionAge} {
 		v.DeletePartialMatch(prometheus.Labels{"database": database})
 	}
 }

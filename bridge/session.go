@@ -33,6 +33,8 @@ type session struct {
 	note    *PoisonNote              // of the event that an earlier session halted before, nil if there is none
 	fail    context.CancelCauseFunc  // ends the session at once
 
+	retention *retention // nil: no slot keeps WAL for replays
+
 	batch *batch // nil: events are delivered one by one, at least once
 
 	looked           *replication.Slot // look's, the last
@@ -200,6 +202,7 @@ func (s *session) publish(ctx, stop context.Context) error {
 	}
 	defer s.sink.Close()
 	defer s.keepCheckpoints(ctx)()
+	defer s.retain(ctx)()
 	s.enter(Streaming)
 	s.log.Info().Stringer("confirmed_lsn", s.stream.Start).Str("system_id", s.stream.Server.SystemID).
 		Int("server_version", s.stream.Server.Version).Bool("exactly_once", s.batch != nil).Msg("streaming")

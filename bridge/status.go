@@ -48,7 +48,9 @@ type Status struct {
 	WALStatus    string    `json:"wal_status,omitempty"`
 	RestartLag   int64     `json:"restart_lag_bytes"`
 	ConfirmedLag int64     `json:"confirmed_lag_bytes"`
-	logged       time.Time // when LastError was logged
+	// Retention is of the slot that keeps WAL for replays, nil without one or before the first look at it.
+	Retention *RetentionStatus `json:"retention,omitempty"`
+	logged    time.Time        // when LastError was logged
 }
 
 // stalledAfter is how long events may be in flight without any progress before the bridge
@@ -101,6 +103,7 @@ func (b *Bridge) enterLocked(state State) {
 	b.status.State, b.status.Since = state, time.Now()
 	if state != Streaming && state != Draining { // what was known of slot and flight is old
 		b.status.Inflight, b.status.WaitsFor, b.status.WALStatus, b.status.RestartLag, b.status.ConfirmedLag = 0, "", "", 0, 0
+		b.status.Retention = nil
 	}
 	if state == Streaming {
 		b.status.Sessions++
@@ -130,11 +133,12 @@ func (s *session) tick(confirmed replication.LSN) {
 }
 
 // checkpointed takes a checkpoint that was written.
-func (b *Bridge) checkpointed(c *checkpoint.Checkpoint) {
-	b.metrics.checkpoint.WithLabelValues(b.db.Name).Set(float64(c.Time.Unix()))
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.status.Checkpoint = c.Pos.String()
+func (s *session) checkpointed(c *checkpoint.Checkpoint) {
+	s.retention.reached(c)
+	s.metrics.checkpoint.WithLabelValues(s.db.Name).Set(float64(c.Time.Unix()))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.status.Checkpoint = c.Pos.String()
 }
 
 // finished takes a transaction whose events are all acknowledged.

@@ -178,9 +178,9 @@ func (c *Checkpoint) left(f Found) (at replication.LSN, other string) {
 	return at, ""
 }
 
-// merge returns the progress that may be written by a session that resumed at r and has come
+// Merge returns the progress that may be written by a session that resumed at r and has come
 // to p: a session that is still skipping must not fall behind what it resumed from.
-func merge(r, p replication.Progress) replication.Progress {
+func Merge(r, p replication.Progress) replication.Progress {
 	p.Flushed = max(p.Flushed, r.Flushed)
 	if r.Commit != 0 && p.Flushed <= r.Commit && (p.Commit != r.Commit || p.Index < r.Index) {
 		p.Commit, p.Index = r.Commit, r.Index

@@ -151,7 +151,7 @@ func TestMergeNeverFallsBack(t *testing.T) {
 		{inside, p{Flushed: 130}, p{Flushed: 130}},
 		{inside, p{Flushed: 130, Commit: 140, Index: 1}, p{Flushed: 130, Commit: 140, Index: 1}},
 	} {
-		if got := merge(test.resumed, test.now); got != test.want {
+		if got := Merge(test.resumed, test.now); got != test.want {
 			t.Errorf("resumed at %+v, now at %+v: %+v, want %+v", test.resumed, test.now, got, test.want)
 		}
 	}

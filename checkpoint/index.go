@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/walferry/walferry/replication"
 )
 
 // Entry says what was reached at a time. All of a slot's are the index, beside its checkpoint: for one to go back to a time, and
@@ -46,8 +48,14 @@ func Index(values map[string][]byte, key string) (entries []Entry) {
 // minute is the key of an entry, behind indexKey.
 func minute(t time.Time) string { return t.UTC().Truncate(indexFine).Format(indexFormat) }
 
-// entry returns the one of c.
-func (c *Checkpoint) entry() Entry {
+// On reports whether the entry lies on the history of a server: not in WAL that a promotion has lost, nor in another cluster's.
+func (e *Entry) On(systemID string, t replication.Timelines) bool {
+	left, ok := t.End(e.Timeline)
+	return ok && e.SystemID == systemID && e.Pos.LSN <= left
+}
+
+// Entry returns the entry of the index that a checkpoint makes.
+func (c *Checkpoint) Entry() Entry {
 	e := Entry{Pos: c.Pos, Time: c.Time, Timeline: c.Timeline, SystemID: c.SystemID}
 	if parts := strings.SplitAfterN(c.Snapshot, ":", 3); len(parts) == 3 {
 		e.Snapshot = parts[0] + parts[1]
@@ -58,7 +66,7 @@ func (c *Checkpoint) entry() Entry {
 // index adds an entry for c to values, and tombstones for those that have become too many.
 func (k *Keeper) index(values map[string][]byte, c *Checkpoint) {
 	prefix := k.Key + indexKey
-	value, _ := json.Marshal(c.entry()) // it has only what can be encoded
+	value, _ := json.Marshal(c.Entry()) // it has only what can be encoded
 	held := k.Store.Values()
 	values[prefix+minute(c.Time)] = value
 	held[prefix+minute(c.Time)] = value

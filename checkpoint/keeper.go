@@ -137,7 +137,7 @@ func (k *Keeper) Write(ctx context.Context) error {
 // reached returns what the next checkpoint says, and cuts the events that it commits, if there are any.
 func (k *Keeper) reached(ctx context.Context) (replication.Progress, error) {
 	if k.Events == nil {
-		return merge(k.resumed, k.Progress()), nil
+		return Merge(k.resumed, k.Progress()), nil
 	}
 	ctx, cancel := k.Store.patient(ctx) // whoever publishes may wait for brokers that do not answer
 	defer cancel()
@@ -146,7 +146,7 @@ func (k *Keeper) reached(ctx context.Context) (replication.Progress, error) {
 		return replication.Progress{}, err
 	}
 	defer resume()
-	p := merge(k.resumed, k.Events.Ahead())
+	p := Merge(k.resumed, k.Events.Ahead())
 	if p != k.last {
 		k.Events.Cut()
 	}

@@ -39,15 +39,16 @@ type Stream struct {
 	Start       LSN // confirmed_flush_lsn when the stream began
 	WALEnd      LSN // pg_current_wal_insert_lsn() then
 
-	conn    *pgconn.PgConn
-	frames  *frames
-	slot    string
-	message Message
-	opened  time.Time
-	updated atomic.Int64 // time since opened, in nanoseconds, when the last status update was written
-	commit  int64        // of the current transaction, microseconds since 2000 by the server's clock
-	sent    int64        // of the last message, the same
-	asked   atomic.Bool  // the server wants a status update
+	conn        *pgconn.PgConn
+	frames      *frames
+	slot        string
+	publication string // of a copy
+	message     Message
+	opened      time.Time
+	updated     atomic.Int64 // time since opened, in nanoseconds, when the last status update was written
+	commit      int64        // of the current transaction, microseconds since 2000 by the server's clock
+	sent        int64        // of the last message, the same
+	asked       atomic.Bool  // the server wants a status update
 }
 
 // Message is one message of the walsender. It belongs to the Stream and is valid,
@@ -90,6 +91,19 @@ var pinned = map[string]string{
 // the slot stands. Errors are *PreconditionError, *SlotLostError, ErrNoSlot, the
 // server's *pgconn.PgError (55006: somebody else holds the slot) and network errors.
 func Open(ctx context.Context, cfg Config, sql *pgx.Conn) (*Stream, error) {
+	s, err := newStream(ctx, cfg, sql)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.start(ctx, cfg, sql); err != nil {
+		s.Close(ctx)
+		return nil, err
+	}
+	return s, nil
+}
+
+// newStream checks and connects, and starts nothing.
+func newStream(ctx context.Context, cfg Config, sql *pgx.Conn) (*Stream, error) {
 	server, err := ReadServer(ctx, sql)
 	if err != nil {
 		return nil, err
@@ -105,12 +119,8 @@ func Open(ctx context.Context, cfg Config, sql *pgx.Conn) (*Stream, error) {
 	if err := slot.Check(server.Database); err != nil {
 		return nil, err
 	}
-	s := &Stream{Server: server, Publication: publication, slot: cfg.Slot, opened: time.Now()}
+	s := &Stream{Server: server, Publication: publication, slot: cfg.Slot, opened: time.Now(), WALEnd: slot.SnapshotLSN}
 	if err := s.connect(ctx, cfg.Conn, cmp.Or(cfg.ReadBuffer, ReadBuffer)); err != nil {
-		return nil, err
-	}
-	if err := s.start(ctx, cfg, sql); err != nil {
-		s.Close(ctx)
 		return nil, err
 	}
 	return s, nil
@@ -152,12 +162,7 @@ func (s *Stream) start(ctx context.Context, cfg Config, sql *pgx.Conn) error {
 		return err
 	}
 	s.updatedAt(time.Now()) // the server waits for the first update from the start on
-	err = pglogrepl.StartReplication(ctx, s.conn, cfg.Slot, 0, pglogrepl.StartReplicationOptions{
-		Mode: pglogrepl.LogicalReplication,
-		// Protocol 1 without streaming: only committed transactions, whole
-		// (docs/adr/0001).
-		PluginArgs: []string{"proto_version '1'", "publication_names " + QuoteLiteral(QuoteIdentifier(cfg.Publication)), "messages 'true'"},
-	})
+	err = pglogrepl.StartReplication(ctx, s.conn, cfg.Slot, 0, options(cfg.Publication))
 	// Only now is the slot ours: whoever held it before may have moved it since Open looked.
 	slot, readErr := ReadSlot(ctx, sql, cfg.Slot)
 	switch {
@@ -176,6 +181,14 @@ func (s *Stream) start(ctx context.Context, cfg Config, sql *pgx.Conn) error {
 		return fmt.Errorf("slot %q: %w", s.slot, ErrStoodStill)
 	}
 	return nil
+}
+
+// options ask for protocol 1 without streaming: only committed transactions, whole (docs/adr/0001).
+func options(publication string) pglogrepl.StartReplicationOptions {
+	return pglogrepl.StartReplicationOptions{
+		Mode:       pglogrepl.LogicalReplication,
+		PluginArgs: []string{"proto_version '1'", "publication_names " + QuoteLiteral(QuoteIdentifier(publication)), "messages 'true'"},
+	}
 }
 
 // Holds fails with ErrStreamEnded, or because it cannot look, unless the stream still has the slot.

@@ -32,6 +32,9 @@ type Config struct {
 	Topics             *Topics            // shared by the sinks that follow one another
 	// Created, if not nil, is called with each topic that the sink had to create.
 	Created func(topic string)
+	// Like, if not nil, names the topic whose number of partitions a missing one is created with; without that one, and by
+	// default, it is the brokers' default.
+	Like func(topic string) string
 	// Acknowledged, if not nil, is called for every acknowledged record, serially. It must be quick; the record is valid until
 	// it returns.
 	Acknowledged func(*kgo.Record)

@@ -111,6 +111,9 @@ func (p *Preview) Record(ev *decode.Event) (*kgo.Record, error) {
 	return &p.record.Record, nil
 }
 
+// Topic returns the topic that ev goes to. Its errors are *PoisonError.
+func (p *Preview) Topic(ev *decode.Event) (string, error) { return p.router.topic(ev) }
+
 // fill makes r the record of ev. It makes the one copy of the event's bytes; r
 // aliases nothing of ev. Its errors are *PoisonError.
 func (rt *router) fill(r *record, ev *decode.Event) error {

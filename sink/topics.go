@@ -80,13 +80,33 @@ func (k *Kafka) createTopic(ctx context.Context, topic string) error {
 	if _, vanished := k.cfg.Topics.used.Load(topic); vanished || !k.cfg.CreateTopics {
 		return &MissingTopicError{Topic: topic, Vanished: vanished}
 	}
-	if err := CreateTopic(ctx, k.client, topic, brokerDefault, nil); err != nil {
+	partitions, err := k.partitions(ctx, topic)
+	if err == nil {
+		err = CreateTopic(ctx, k.client, topic, partitions, nil)
+	}
+	if err != nil {
 		return err
 	}
 	if k.cfg.Created != nil {
 		k.cfg.Created(topic)
 	}
 	return nil
+}
+
+// partitions returns how many a topic that is created gets.
+func (k *Kafka) partitions(ctx context.Context, topic string) (int32, error) {
+	if k.cfg.Like == nil {
+		return brokerDefault, nil
+	}
+	like := k.cfg.Like(topic)
+	topics, err := kadm.NewClient(k.client).ListTopics(ctx, like)
+	if err != nil {
+		return 0, fmt.Errorf("look up topic %q: %w", like, err)
+	}
+	if n := len(topics[like].Partitions); n > 0 {
+		return int32(n), nil
+	}
+	return brokerDefault, nil
 }
 
 // brokerDefault stands for the brokers' own number of partitions or replicas.

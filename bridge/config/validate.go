@@ -280,6 +280,11 @@ func consistsOf(text, allowed string) bool {
 	return text != "" && strings.Trim(text, allowed) == ""
 }
 
+// IsName reports whether a text may name something of ours in a key: 1 to 63 of a-z, 0-9, _, . and -.
+func IsName(text string) bool {
+	return consistsOf(text, lower+digits+"_.-") && len(text) <= maxIdentifier
+}
+
 func isIdentifier(name string) bool {
 	return name != "" && len(name) <= maxIdentifier && strings.IndexFunc(name, unicode.IsControl) < 0
 }

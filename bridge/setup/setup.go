@@ -69,7 +69,10 @@ func run(ctx context.Context, o bridge.Options, did func(string), backfill func(
 		return err
 	}
 	if backfill != nil {
-		return backfill()
+		if err := backfill(); err != nil {
+			return err
+		}
+		return ensureRetention(ctx, conn, server, db.RetentionSlot(), did)
 	}
 	snapshot, err := ensureSlot(ctx, conn, server, db.Slot, did)
 	switch {
@@ -84,7 +87,7 @@ func run(ctx context.Context, o bridge.Options, did func(string), backfill func(
 	case !checkpointed:
 		did("note: the slot has no checkpoint, and `walferry run` refuses it: use --adopt-slot, once, if what it has skipped is known to be published")
 	}
-	return nil
+	return ensureRetention(ctx, conn, server, db.RetentionSlot(), did)
 }
 
 // checkSlot looks, before anything is touched, whether a checkpoint says that there was a slot
@@ -174,7 +177,7 @@ func SQL(db config.Database) (string, error) {
 	fmt.Fprintf(&b, "-- database %s: run as the owner of the outbox tables, in database %s, in this order\n\n", db.Name, database)
 	fmt.Fprintf(&b, "-- The role of walferry. REPLICATION reads everything in the cluster: give it a\n"+
 		"-- password of its own and a pg_hba.conf line for this database and host only.\n"+
-		"CREATE ROLE %s LOGIN REPLICATION CONNECTION LIMIT 6;\nGRANT CONNECT ON DATABASE %s TO %s;\n\n", role, database, role)
+		"CREATE ROLE %s LOGIN REPLICATION CONNECTION LIMIT 10;\nGRANT CONNECT ON DATABASE %s TO %s;\n\n", role, database, role)
 	var tables []replication.Table
 	for _, o := range db.Outbox {
 		t := bridge.OutboxTable(o)
@@ -182,8 +185,11 @@ func SQL(db config.Database) (string, error) {
 		b.WriteString(tableSQL(t) + ";\n")
 	}
 	fmt.Fprintf(&b, "\n%s;\n\n-- After the publication, never before it.\n", publicationSQL(db.Publication, tables))
-	fmt.Fprintf(&b, "%s;\n-- On Postgres 17 and later, so that the slot survives a failover:\n-- %s;\n",
-		slotSQL(db.Slot, 140000), slotSQL(db.Slot, 170000))
+	for _, slot := range []string{db.Slot, db.RetentionSlot()} {
+		if slot != "" {
+			fmt.Fprintf(&b, "%s;\n-- On Postgres 17 and later, so that the slot survives a failover:\n-- %s;\n", slotSQL(slot, 140000), slotSQL(slot, 170000))
+		}
+	}
 	if db.Messages.Prefix != "" {
 		fmt.Fprintf(&b, "\n-- Any role may write logical messages, and so events, unless this is revoked:\n"+
 			"-- REVOKE EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, text) FROM PUBLIC;\n"+

@@ -102,3 +102,26 @@ func ensureSlot(ctx context.Context, conn *pgx.Conn, server replication.Server, 
 	did("created slot " + name)
 	return snapshot, nil
 }
+
+// ensureRetention creates the slot that keeps WAL for replays, unless name is "", and replaces one that is lost: it is of no use to anybody.
+func ensureRetention(ctx context.Context, conn *pgx.Conn, server replication.Server, name string, did func(string)) error {
+	if name == "" {
+		return nil
+	}
+	slot, err := replication.ReadSlot(ctx, conn, name)
+	if err == nil {
+		err = slot.Check(server.Database)
+	}
+	if _, lost := errors.AsType[*replication.SlotLostError](err); lost {
+		if _, err := conn.Exec(ctx, "SELECT pg_drop_replication_slot($1)", name); err != nil {
+			return fmt.Errorf("drop slot %q, which is lost: %w", name, err)
+		}
+		did("dropped slot " + name + ", which was lost")
+		err = replication.ErrNoSlot
+	}
+	if err != nil && !errors.Is(err, replication.ErrNoSlot) {
+		return err
+	}
+	_, err = ensureSlot(ctx, conn, server, name, did)
+	return err
+}

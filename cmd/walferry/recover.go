@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,7 +10,6 @@ import (
 	"maps"
 	"os"
 	"slices"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -70,7 +68,7 @@ func reportFlag(cmd *cobra.Command) *string {
 // recovering runs a recovery of a database, or its backfill, prints what it does to w and what it has sent to a file.
 func recovering(cfg *config.Config, db config.Database, file string, w io.Writer, run func(recovery.Options) (*recovery.Report, error)) (err error) {
 	say := func(line string) { fmt.Fprintf(w, "%s: %s\n", db.Name, line) }
-	o := recovery.Options{Options: options(cfg, db), Say: say, Progress: (&stages{say: say}).progress}
+	o := recovery.Options{Options: options(cfg, db), Say: say, Progress: newProgress(os.Stderr, false).show}
 	if file != "" {
 		// What a run has sent that was killed stands there already: the next one finds it in the topics.
 		f, err := os.OpenFile(file, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
@@ -100,28 +98,4 @@ func recovering(cfg *config.Config, db config.Database, file string, w io.Writer
 
 func place(s recovery.Sent) string {
 	return fmt.Sprintf("%q at offset %d of partition %d of topic %s", s.ID, s.Offset, s.Partition, s.Topic)
-}
-
-// stages prints how far a long run has come.
-type stages struct {
-	say   func(string)
-	stage string
-	last  time.Time
-}
-
-// stageEvery is how often.
-const stageEvery = 10 * time.Second
-
-func (s *stages) progress(stage string, done, total int64) {
-	now := time.Now()
-	if s.stage == stage && now.Sub(s.last) < stageEvery {
-		return
-	}
-	first := s.stage != stage
-	s.stage, s.last = stage, now
-	if first && done < total {
-		s.say(stage)
-		return
-	}
-	s.say(fmt.Sprintf("%s: %d of %d", stage, done, cmp.Or(total, done)))
 }

@@ -143,6 +143,9 @@ func printReports(out io.Writer, reports []report) error {
 			fmt.Fprintf(w, "  bridge\t%s\trole %s, ready %t %s\n", b.State, b.Role, b.Ready, b.Reason)
 			fmt.Fprintf(w, "  in flight\t%d events\t%d session(s) so far\n", b.Inflight, b.Sessions)
 			fmt.Fprintf(w, "  last event\t%s\n", ago(b.LastEvent))
+			if k := b.Retention; k != nil {
+				fmt.Fprintf(w, "  replay from\t%s\t%s of WAL kept by slot %s %s\n", k.From, humanize.IBytes(uint64(k.WAL)), k.Slot, k.Problem)
+			}
 		}
 		for _, e := range r.Errors {
 			fmt.Fprintf(w, "  problem\t%s\n", e)

@@ -16,7 +16,7 @@ CREATE DATABASE shop OWNER shop;
 -- The bridge. A role with REPLICATION can read the whole cluster, whatever the
 -- grants say: guard its password like a superuser's, and let pg_hba.conf admit
 -- it from walferry's hosts only.
-CREATE ROLE walferry LOGIN REPLICATION CONNECTION LIMIT 6 PASSWORD :'walferry_password';
+CREATE ROLE walferry LOGIN REPLICATION CONNECTION LIMIT 10 PASSWORD :'walferry_password';
 
 \connect shop
 GRANT CONNECT ON DATABASE shop TO walferry;

@@ -140,6 +140,9 @@ func (w *world) configFile(admin string) string {
 	for _, o := range db.Outbox {
 		fmt.Fprintf(&b, "      - {table: %q, topic: %q}\n", o.Table, o.Topic)
 	}
+	if db.RetentionSlot() != "" {
+		fmt.Fprintf(&b, "    retain: {max_bytes: %s, max_age: %s}\n", db.Retain.MaxBytes, db.Retain.MaxAge)
+	}
 	fmt.Fprintf(&b, "    messages: {prefix: %q, topic: %q}\n", db.Messages.Prefix, db.Messages.Topic)
 	fmt.Fprintf(&b, "kafka: {brokers: %q, topics: {create: %t}, max_record: %s}\n",
 		strings.Join(kafka.Brokers, ","), kafka.Topics.Create, kafka.MaxRecord)

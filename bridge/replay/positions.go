@@ -1,0 +1,79 @@
+package replay
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"github.com/walferry/walferry/bridge"
+	"github.com/walferry/walferry/checkpoint"
+)
+
+// Positions are what is known of where a bridge was, and when.
+type Positions struct {
+	Database string                 `json:"database"`
+	Current  *checkpoint.Checkpoint `json:"current"`
+	Index    []checkpoint.Entry     `json:"index"` // the oldest first
+	Saved    []Saved                `json:"saved"` // by name
+}
+
+// Saved is a checkpoint that was saved under a name.
+type Saved struct {
+	Name       string                 `json:"name"`
+	Checkpoint *checkpoint.Checkpoint `json:"checkpoint"`
+}
+
+// ReadPositions needs neither Postgres nor the slot. Its errors are *bridge.Error, as those of Save and Forget.
+func ReadPositions(ctx context.Context, o bridge.Options) (*Positions, error) {
+	k, err := read(ctx, o)
+	if err != nil {
+		return nil, explain(o, err)
+	}
+	p := &Positions{Database: o.Database.Name, Current: k.current, Index: checkpoint.Index(k.values, k.cfg.Key)}
+	for _, name := range checkpoint.SavedNames(k.values, k.cfg.Key) {
+		saved, err := k.saved(name)
+		if err != nil {
+			return nil, explain(o, fmt.Errorf("checkpoint %q: %w", name, err))
+		}
+		p.Saved = append(p.Saved, Saved{name, saved})
+	}
+	return p, nil
+}
+
+// TakenError is a name under which a checkpoint is saved already.
+type TakenError struct{ Name string }
+
+func (e *TakenError) Error() string {
+	return fmt.Sprintf("a checkpoint is saved as %q already", e.Name)
+}
+
+// Hint says what to do.
+func (*TakenError) Hint() string { return "choose another name, or --replace it" }
+
+// Save saves the present checkpoint under a name and returns it.
+func Save(ctx context.Context, o bridge.Options, name string, replace bool) (*checkpoint.Checkpoint, error) {
+	k, err := read(ctx, o)
+	if err != nil {
+		return nil, explain(o, err)
+	}
+	if k.values[checkpoint.SavedKey(k.cfg.Key, name)] != nil && !replace {
+		return nil, explain(o, &TakenError{name})
+	}
+	value, err := json.Marshal(k.current)
+	if err == nil {
+		err = checkpoint.Put(ctx, k.cfg, checkpoint.SavedKey(k.cfg.Key, name), value)
+	}
+	return k.current, explain(o, err)
+}
+
+// Forget removes a checkpoint that was saved.
+func Forget(ctx context.Context, o bridge.Options, name string) error {
+	k, err := read(ctx, o)
+	if err == nil {
+		_, err = k.saved(name)
+	}
+	if err == nil {
+		err = checkpoint.Put(ctx, k.cfg, checkpoint.SavedKey(k.cfg.Key, name), nil)
+	}
+	return explain(o, err)
+}
