@@ -2,9 +2,12 @@ package replication
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/jackc/pglogrepl"
 )
 
 // Feedback confirms LSNs: it alone writes to the stream's socket. It waits for
@@ -82,4 +85,20 @@ func (f *Feedback) Run(ctx context.Context) error {
 func (f *Feedback) Final() error {
 	f.sent = f.Confirmable()
 	return f.Stream.send(f.sent, true, time.Second)
+}
+
+// statusUpdate encodes a standby status update as CopyData. write, flush and apply are always
+// set and equal: a library that puts the write position for a flush position of zero
+// confirms what is not safe.
+func statusUpdate(lsn LSN, now time.Time, reply bool) []byte {
+	b := make([]byte, 0, 39)
+	b = append(b, 'd', 0, 0, 0, 38, pglogrepl.StandbyStatusUpdateByteID)
+	for range 3 {
+		b = binary.BigEndian.AppendUint64(b, uint64(lsn))
+	}
+	b = binary.BigEndian.AppendUint64(b, uint64(now.UnixMicro()-pgEpoch))
+	if reply {
+		return append(b, 1)
+	}
+	return append(b, 0)
 }

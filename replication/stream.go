@@ -375,22 +375,6 @@ func (s *Stream) send(lsn LSN, reply bool, timeout time.Duration) error {
 	return nil
 }
 
-// statusUpdate encodes a standby status update as CopyData. write, flush and apply are always
-// set and equal: a library that puts the write position for a flush position of zero
-// confirms what is not safe.
-func statusUpdate(lsn LSN, now time.Time, reply bool) []byte {
-	b := make([]byte, 0, 39)
-	b = append(b, 'd', 0, 0, 0, 38, pglogrepl.StandbyStatusUpdateByteID)
-	for range 3 {
-		b = binary.BigEndian.AppendUint64(b, uint64(lsn))
-	}
-	b = binary.BigEndian.AppendUint64(b, uint64(now.UnixMicro()-pgEpoch))
-	if reply {
-		return append(b, 1)
-	}
-	return append(b, 0)
-}
-
 // Close ends the stream and frees the slot. It takes a second at most.
 func (s *Stream) Close(ctx context.Context) { closeConn(ctx, s.conn) }
 

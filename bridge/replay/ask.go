@@ -93,13 +93,6 @@ func (w *Window) before(at time.Time) (last *checkpoint.Entry) {
 	return last
 }
 
-// UnknownNameError is a name under which no checkpoint is saved.
-type UnknownNameError struct{ Name string }
-
-func (e *UnknownNameError) Error() string {
-	return fmt.Sprintf("no checkpoint is saved as %q; `walferry checkpoint list` shows them", e.Name)
-}
-
 func (k *known) saved(name string) (*checkpoint.Checkpoint, error) {
 	value := k.values[checkpoint.SavedKey(k.cfg.Key, name)]
 	if value == nil {

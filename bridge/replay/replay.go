@@ -46,48 +46,12 @@ type Target struct {
 	Prefix  string `json:"prefix,omitempty"` // before the name of each topic, unless InPlace
 }
 
-// Report is what was replayed.
-type Report struct {
-	ID           string
-	Range        Range
-	Transactions int64 // with events
-	Events       int64
-	Topics       map[string]int64 // events by topic
-	Unpublished  int64            // that can never be published: dead letters
-	First, Last  Place
-	Complete     bool // it came to its end
-}
-
-// Place is where an event lies.
-type Place struct {
-	Position  decode.Position // zero: of a row in the table
-	Committed time.Time       // by Postgres' clock; zero if it is not known
-}
-
 // The headers of a record that is replayed, beside those that the event always has.
 const (
 	idHeader = "walferry-replay-id"
 	// positionHeader carries the position where kafka.position_header turns it off.
 	positionHeader = "walferry-position"
 )
-
-// InterruptedError is a replay that was stopped before its end.
-type InterruptedError struct {
-	ID    string // to resume, "" if it cannot be
-	Cause error
-}
-
-func (e *InterruptedError) Error() string { return fmt.Sprintf("the replay was stopped: %v", e.Cause) }
-
-func (e *InterruptedError) Unwrap() error { return e.Cause }
-
-// Hint says what to do.
-func (e *InterruptedError) Hint() string {
-	if e.ID == "" {
-		return "start it again"
-	}
-	return "`walferry replay --resume " + e.ID + "` goes on where it was"
-}
 
 // run is one replay.
 type run struct {
@@ -231,22 +195,6 @@ func (r *run) locate() error {
 	return err
 }
 
-// announce says what is about to happen.
-func (r *run) announce() {
-	r.report.ID, r.report.Range, r.report.Topics = r.id, r.rng, map[string]int64{}
-	text := fmt.Sprintf("replay %s: transactions whose commit record lies at or behind %s and before %s", r.id, r.rng.From, r.rng.To)
-	if !r.rng.Since.IsZero() {
-		text += ", committed not before " + r.rng.Since.Format(time.RFC3339)
-	}
-	if !r.rng.Until.IsZero() {
-		text += ", committed not behind " + r.rng.Until.Format(time.RFC3339)
-	}
-	if r.Resume != "" {
-		text += fmt.Sprintf("; it goes on at %s", r.stream.Start)
-	}
-	r.Say(text)
-}
-
 // beside answers the server, and keeps what is reached, until the function that it returns is called.
 func (r *run) beside(ctx context.Context) (end func(), err error) {
 	watched, err := r.ConnConfig()
@@ -283,18 +231,6 @@ func (r *run) beside(ctx context.Context) (end func(), err error) {
 		cancel()
 		wg.Wait()
 	}, nil
-}
-
-// progress tells how far it is.
-func (r *run) progress() {
-	if r.Progress == nil {
-		return
-	}
-	r.mu.Lock()
-	at, events := r.at, r.report.Events
-	r.mu.Unlock()
-	begin, end := r.rng.From.LSN, r.rng.To.LSN
-	r.Progress(int64(min(max(at, begin), end)-begin), int64(end-begin), events)
 }
 
 // pump reads the range. It returns nil at its end.
@@ -425,24 +361,4 @@ const finishTimeout = 15 * time.Second
 // headers are those of a record that is replayed.
 func (r *run) headers() []kgo.RecordHeader {
 	return []kgo.RecordHeader{{Key: idHeader, Value: []byte(r.id)}}
-}
-
-// hinted is an error that says what to do.
-type hinted interface {
-	error
-	Hint() string
-}
-
-// explain gives an error the class and the hint that a bridge would give it, or its own.
-func explain(o bridge.Options, err error) error {
-	if e, ok := errors.AsType[hinted](err); ok {
-		return &bridge.Error{Database: o.Database.Name, Class: bridge.Fatal, Hint: e.Hint(), Err: err}
-	}
-	if _, ok := errors.AsType[*OutsideError](err); ok {
-		return &bridge.Error{Database: o.Database.Name, Class: bridge.Fatal, Hint: "choose a range in it; what is still in the outbox table: --from-table; raise retain.max_bytes and retain.max_age for the next time", Err: err}
-	}
-	if _, ok := errors.AsType[*UnknownNameError](err); ok {
-		return &bridge.Error{Database: o.Database.Name, Class: bridge.Fatal, Err: err}
-	}
-	return bridge.Explain(o.Database.Name, err)
 }

@@ -29,16 +29,6 @@ type Window struct {
 	entries []checkpoint.Entry // in the window, the oldest first
 }
 
-// OutsideError is a range that is not in the window.
-type OutsideError struct {
-	What   string // the bound that is not, as it was given
-	Window Window
-}
-
-func (e *OutsideError) Error() string {
-	return fmt.Sprintf("%s lies outside of what can be replayed: %s", e.What, &e.Window)
-}
-
 // String describes the window in LSNs and times.
 func (w *Window) String() string {
 	times := "no time in it is known yet, the index has an entry a minute"
@@ -50,18 +40,6 @@ func (w *Window) String() string {
 
 // skew is how far the clocks of Postgres and of the bridge may be apart.
 const skew = time.Minute
-
-// NoRetentionError is a database of which no WAL is kept.
-type NoRetentionError struct{ Database string }
-
-func (e *NoRetentionError) Error() string {
-	return fmt.Sprintf("no WAL is kept for replays of database %q", e.Database)
-}
-
-// Hint says what to do.
-func (*NoRetentionError) Hint() string {
-	return "set retain.max_bytes, retain.max_age or both, and run `walferry init`: from then on it is; what is still in the outbox table: --from-table"
-}
 
 // ReadWindow returns what can be replayed now.
 func ReadWindow(ctx context.Context, o bridge.Options) (w *Window, err error) {

@@ -51,7 +51,6 @@ var rowsNotRun = []struct{ rows, reason string }{
 	{"26 (dlq)", "nothing is moved to a dead letter but by a person"},
 	{"40", "a full disk needs a file system with a quota, and so root"},
 	{"41", "the clock of the machine belongs to root, and static binaries ignore faketime"},
-	{"43", "there is no replay"},
 	{"44", "is TestSoak"},
 	{"45", "changes the code under test: it is not a run of this one"},
 }

@@ -468,7 +468,7 @@ func loseMarkers(f *faultRun) {
 		if pid := w.walsender(); pid != "" {
 			w.query("SELECT pg_terminate_backend($1::int)::text", pid)
 		}
-		time.Sleep(time.Duration(f.random.IntN(2000)) * time.Millisecond) // what the controller knows of the broker then differs
+		<-time.After(time.Duration(f.random.IntN(2000)) * time.Millisecond) // what the controller knows of the broker then differs
 		end()
 		f.recovered(w, time.Now(), w.insertLSN())
 	}

@@ -52,6 +52,7 @@ func matrix() []matrixRow {
 		{38, "values of every kind", "C7", values},
 		{39, "keys and topics of every kind", "state, C1", together(map[string]func(*testing.T){"poison": TestPoison})},
 		{42, "cold start 2 GiB behind", "C1 C4 C9", coldStart},
+		{43, "20 replays from saved positions while the bridge runs under load, some killed and resumed, Postgres 14 and 18", "set, order, slots", replayWhileItRuns},
 		{46, "planned switchover under load, Postgres 18", "C1-C4 C7 C10", switchOver},
 		{47, "the old primary comes back and takes writes, Postgres 18", "exit code, no confirmation", returnOfThePrimary},
 		{48, "the only broker killed in the middle of commits, the session replaced meanwhile, 12 times", "C1-C4 C7 C10", loseMarkers},

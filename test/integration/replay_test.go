@@ -278,7 +278,7 @@ func TestReplayIsKilledAndResumed(t *testing.T) {
 		}
 		return nil
 	})
-	time.Sleep(1500 * time.Millisecond) // what was reached is kept once a second
+	<-time.After(1500 * time.Millisecond) // what was reached is kept once a second
 	c.kill()
 	await(t, "the copy of the slot to be gone", func() error {
 		if n := w.query("SELECT count(*)::text FROM pg_replication_slots WHERE slot_name LIKE 'walferry_replay_%'"); n != "0" {
