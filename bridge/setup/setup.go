@@ -184,6 +184,12 @@ func SQL(db config.Database) (string, error) {
 	fmt.Fprintf(&b, "\n%s;\n\n-- After the publication, never before it.\n", publicationSQL(db.Publication, tables))
 	fmt.Fprintf(&b, "%s;\n-- On Postgres 17 and later, so that the slot survives a failover:\n-- %s;\n",
 		slotSQL(db.Slot, 140000), slotSQL(db.Slot, 170000))
+	if len(tables) > 0 {
+		b.WriteString("\n-- Only `walferry recover`, which reads the tables themselves, needs more than that:\n")
+		for _, t := range tables {
+			fmt.Fprintf(&b, "-- GRANT SELECT ON %s TO %s;\n", t, role)
+		}
+	}
 	if db.Messages.Prefix != "" {
 		fmt.Fprintf(&b, "\n-- Any role may write logical messages, and so events, unless this is revoked:\n"+
 			"-- REVOKE EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, text) FROM PUBLIC;\n"+
