@@ -50,7 +50,7 @@ func (s *session) resume(ctx context.Context) error {
 		return err
 	}
 	if s.batch != nil {
-		cfg.Producer, cfg.Settle = s.batch.options, s.sink.Settle
+		cfg.Producer, cfg.Settle, cfg.IsEvents = s.batch.options, s.sink.Settle, s.sink.MayPublish
 	}
 	if s.store, err = checkpoint.Open(ctx, cfg); err != nil {
 		return err
@@ -61,6 +61,9 @@ func (s *session) resume(ctx context.Context) error {
 	}
 	if s.batch != nil {
 		s.sink.Use(s.store.Client())
+		if hung := s.store.Hung(); hung != "" {
+			s.log.Warn().Str("partitions", hung).Msg("the brokers have never ended the last transaction there, as partitions without a leader get no marker (KAFKA-20734): it was committed, and is now")
+		}
 		k.Events, k.Due, k.Interval = s.batch, s.batch.due, min(k.Interval, batchTime)
 		if v := s.store.TransactionVersion(); v < 2 {
 			s.log.Warn().Int16("transaction_version", v).Msg("the brokers' transactions are those before KIP-890: late requests of one can become part of the next, so exactly-once is not sure; Kafka 4.0 with transaction.version=2 is")

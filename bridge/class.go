@@ -98,6 +98,9 @@ var rules = []rule{
 	}),
 	as(func(e *checkpoint.TopicError) verdict { return verdict{Fatal, e.Hint} }),
 	as(func(e *checkpoint.FencedError) verdict { return verdict{Retry, ""} }), // the next session finds out who has the slot
+	as(func(e *checkpoint.HangingError) verdict {
+		return verdict{Fatal, "find out, by the ids in the partitions, whether its events were published or not; then end it with `kafka-transactions.sh --bootstrap-server <broker> abort --topic <topic> --partition <partition> --start-offset <of find-hanging>`, publish what is missing, and restart walferry"}
+	}),
 	as(func(e *checkpoint.CorruptError) verdict {
 		return verdict{Fatal, "find out who wrote it; if what was published is known: delete the topic, then `walferry run --adopt-slot`"}
 	}),

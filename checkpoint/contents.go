@@ -62,17 +62,13 @@ func (c *contents) add(r *kgo.Record) {
 	case c.at > c.last: // only the marker counts, what else there is may be the first half of a transaction
 		if c.marker == nil && r.Attrs.IsControl() && c.record != nil && r.ProducerID == c.record.ProducerID {
 			c.marker = r
+			c.end(r) // also of a transaction before it that hung: see endHanging
 		}
 		return
 	}
 	switch {
 	case r.Attrs.IsControl():
-		if committing(r) {
-			for _, committed := range c.open[r.ProducerID] {
-				c.commit(committed)
-			}
-		}
-		delete(c.open, r.ProducerID)
+		c.end(r)
 	case !c.cfg.ours(string(r.Key)):
 	case r.Attrs.IsTransactional():
 		if c.open[r.ProducerID] == nil {
@@ -82,6 +78,16 @@ func (c *contents) add(r *kgo.Record) {
 	default:
 		c.commit(slim(r))
 	}
+}
+
+// end takes a marker: it ends all that its producer has open.
+func (c *contents) end(marker *kgo.Record) {
+	if committing(marker) {
+		for _, committed := range c.open[marker.ProducerID] {
+			c.commit(committed)
+		}
+	}
+	delete(c.open, marker.ProducerID)
 }
 
 // slim returns a record that does not keep its whole batch.

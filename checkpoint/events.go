@@ -3,6 +3,7 @@ package checkpoint
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -36,28 +37,38 @@ func (p partitioner) ForTopic(topic string) kgo.TopicPartitioner {
 	return p.events.ForTopic(topic)
 }
 
-// transactionVersion returns the finalized level of the brokers' feature transaction.version, 0 if they have none. From 2 on
-// each transaction has an epoch of its own (KIP-890): what arrives late cannot become part of the next one.
-func transactionVersion(ctx context.Context, client *kgo.Client) (int16, error) {
+// abilities are what brokers can do about transactions.
+type abilities struct {
+	// version is the finalized level of their feature transaction.version, 0 if they have none. From 2 on each transaction
+	// has an epoch of its own (KIP-890): what arrives late cannot become part of the next one.
+	version int16
+	// describe says that they tell what becomes of transactions (KIP-664, Kafka 3.0).
+	describe bool
+}
+
+func brokersAbilities(ctx context.Context, client *kgo.Client) (a abilities, err error) {
 	request := kmsg.NewPtrApiVersionsRequest()
 	request.ClientSoftwareName, request.ClientSoftwareVersion = "walferry", "0"
 	response, err := request.RequestWith(ctx, client)
 	if err != nil {
-		return 0, err
+		return a, fmt.Errorf("ask the brokers what they can: %w", err)
 	}
 	for _, f := range response.FinalizedFeatures {
 		if f.Name == "transaction.version" {
-			return f.MaxVersionLevel, nil
+			a.version = f.MaxVersionLevel
 		}
 	}
-	return 0, nil
+	a.describe = slices.ContainsFunc(response.ApiKeys, func(k kmsg.ApiVersionsResponseApiKey) bool {
+		return kmsg.Key(k.ApiKey) == kmsg.DescribeTransactions
+	})
+	return a, nil
 }
 
 // Client returns the client that publishes events with Config.Producer. It belongs to the Store.
 func (c *Store) Client() *kgo.Client { return c.client }
 
 // TransactionVersion returns the brokers' transaction.version, with Config.Producer; see KIP-890.
-func (c *Store) TransactionVersion() int16 { return c.transactionVersion }
+func (c *Store) TransactionVersion() int16 { return c.abilities.version }
 
 // hasEvents reports whether a transaction of somebody's events is open: with Config.Producer always, once the checkpoints
 // are read.

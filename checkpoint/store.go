@@ -30,6 +30,8 @@ type Config struct {
 	// Settle, with Producer, waits for the brokers to acknowledge those events. A Write fails with its error and commits
 	// nothing.
 	Settle func(context.Context) error
+	// IsEvents, with Producer, reports whether the events may go to a topic.
+	IsEvents func(topic string) bool
 }
 
 // Store is the only writer of its keys in a compacted topic: whoever opens them
@@ -37,15 +39,17 @@ type Config struct {
 // is closed and opened again. One goroutine uses it at a time; Close may be called
 // from anywhere.
 type Store struct {
-	cfg                Config
-	client             *kgo.Client
-	stop               context.CancelFunc // ends whatever client is doing
-	close              func()
-	values             map[string][]byte
-	last               int64 // offset of the last record that we wrote
-	transactionVersion int16
-	producer           producer // of the open transaction, with Config.Producer
-	failed             error    // of the first Write that failed
+	cfg       Config
+	client    *kgo.Client
+	stop      context.CancelFunc // ends whatever client is doing
+	close     func()
+	values    map[string][]byte
+	last      int64          // offset of the last record that we wrote
+	abilities abilities      // with Config.Producer
+	producer  producer       // of the open transaction, with Config.Producer
+	joins     kadm.TopicsSet // the next transaction, and are ended with it: see endHanging
+	hung      string         // see Hung
+	failed    error          // of the first Write that failed
 }
 
 // FencedError is a write that the brokers refused because the right to write is gone:
@@ -116,8 +120,15 @@ func (c *Store) open(ctx context.Context) (err error) {
 	if err := c.cfg.ensureTopic(ctx, c.client); err != nil {
 		return err
 	}
-	session := fmt.Appendf(nil, `{"opened":%q}`, time.Now().UTC().Format(time.RFC3339))
-	if err := c.write(ctx, map[string][]byte{c.cfg.Key + sessionKey: session}); err != nil {
+	if c.cfg.Producer != nil {
+		if c.abilities, err = brokersAbilities(ctx, c.client); err != nil {
+			return err
+		}
+		if err := c.endHanging(ctx); err != nil {
+			return err
+		}
+	}
+	if err := c.write(ctx, map[string][]byte{c.cfg.Key + sessionKey: opened()}); err != nil {
 		return err
 	}
 	c.values, err = c.cfg.read(ctx, c.client, c.last, (*contents).settled)
@@ -125,11 +136,11 @@ func (c *Store) open(ctx context.Context) (err error) {
 	if err != nil || c.cfg.Producer == nil {
 		return err
 	}
-	if c.transactionVersion, err = transactionVersion(ctx, c.client); err != nil {
-		return fmt.Errorf("ask the brokers for their transaction.version: %w", err)
-	}
 	return c.refused(ctx, c.begin(ctx))
 }
+
+// opened is the value of the record that a writer begins with.
+func opened() []byte { return fmt.Appendf(nil, `{"opened":%q}`, time.Now().UTC().Format(time.RFC3339)) }
 
 // Values returns what the topic held when it was opened: the latest value by key, of our
 // keys only, without tombstones. The map belongs to the caller.
@@ -286,6 +297,9 @@ func (c *Store) produce(ctx context.Context, values map[string][]byte) error {
 	select {
 	case err = <-failed:
 	default:
+	}
+	if err == nil && c.joins != nil {
+		err, c.joins = c.join(ctx, c.joins), nil
 	}
 	return err
 }

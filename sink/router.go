@@ -208,6 +208,15 @@ func (rt *router) topic(ev *decode.Event) (string, error) {
 	return name, nil
 }
 
+// mayPublish reports whether events may go to a topic: no name that topic gives is missed.
+func (rt *router) mayPublish(topic string) bool {
+	return slices.ContainsFunc(rt.routes, func(r Route) bool {
+		parts := strings.Split(r.Topic, topicPlaceholder)
+		last := len(parts) - 1
+		return r.Topic == topic || last > 0 && strings.HasPrefix(topic, parts[0]) && strings.HasSuffix(topic, parts[last])
+	})
+}
+
 // illegalTopic says what is wrong with a topic name, by Kafka's own rule
 // (org.apache.kafka.common.internals.Topic).
 func illegalTopic(name string) string {

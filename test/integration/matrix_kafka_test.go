@@ -452,6 +452,30 @@ func loseCoordinator(f *faultRun) {
 	f.verify(l)
 }
 
+// loseMarkers kills the only broker while commits are on their way, and the session with it. When the broker comes back its partitions
+// have no leader for a moment, in which it forgets the markers of what is committed (KAFKA-20734).
+func loseMarkers(f *faultRun) {
+	broker := breakableKafka(f.T)
+	w := newWorld(f.T, newest(f.T), on(broker.Addr()))
+	l := f.load(w)
+	admin := freeAddr(f.T)
+	c := w.daemon(admin)
+	c.awaitStreaming()
+	for range 12 {
+		l.more(30)
+		end := outage(f.T, broker)
+		f.awaitStalled(admin)
+		if pid := w.walsender(); pid != "" {
+			w.query("SELECT pg_terminate_backend($1::int)::text", pid)
+		}
+		time.Sleep(time.Duration(f.random.IntN(2000)) * time.Millisecond) // what the controller knows of the broker then differs
+		end()
+		f.recovered(w, time.Now(), w.insertLSN())
+	}
+	f.verify(l)
+	f.note("%d transactions hung", len(c.logLines("never ended the last transaction")))
+}
+
 // uncommitted reports whether there are records in the world's topics that a reader of committed ones has to wait behind.
 func (f *faultRun) uncommitted(admin *kadm.Client, w *world) (waits bool) {
 	f.Helper()

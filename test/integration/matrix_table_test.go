@@ -54,6 +54,7 @@ func matrix() []matrixRow {
 		{42, "cold start 2 GiB behind", "C1 C4 C9", coldStart},
 		{46, "planned switchover under load, Postgres 18", "C1-C4 C7 C10", switchOver},
 		{47, "the old primary comes back and takes writes, Postgres 18", "exit code, no confirmation", returnOfThePrimary},
-		{48, "slot lost 20 times under load, recover, Postgres 14 and 18", "C1-C4 C7", loseSlots},
+		{48, "the only broker killed in the middle of commits, the session replaced meanwhile, 12 times", "C1-C4 C7 C10", loseMarkers},
+		{49, "slot lost 20 times under load, recover, Postgres 14 and 18", "C1-C4 C7", loseSlots},
 	}
 }

@@ -344,8 +344,8 @@ var mutants = []mutant{
 		edits: []edit{
 			{
 				"checkpoint/store.go",
-				"session := fmt.Appendf(",
-				"if c.values, err = Read(ctx, c.cfg); err != nil {\n\t\treturn err\n\t}\n\tvalues := c.values\n\tc.values = nil\n\tsession := fmt.Appendf(",
+				"if c.cfg.Producer != nil {\n\t\tif c.abilities",
+				"if c.values, err = Read(ctx, c.cfg); err != nil {\n\t\treturn err\n\t}\n\tvalues := c.values\n\tc.values = nil\n\tif c.cfg.Producer != nil {\n\t\tif c.abilities",
 			},
 			{
 				"checkpoint/store.go",
@@ -355,6 +355,17 @@ var mutants = []mutant{
 		},
 		checker: checker{"./test/sim", "TestZombies"},
 		says:    "order:",
+	},
+	{
+		name:    "marker-of-one-transaction",
+		repeats: "a marker is taken for that of the writer's own transaction alone, and one that the brokers have left open before it is not read",
+		edits: []edit{{
+			"checkpoint/contents.go",
+			"c.end(r) // also of",
+			"// also of",
+		}},
+		checker: checker{"./checkpoint", "TestAMarkerEndsWhatHungBeforeIt"},
+		says:    "the checkpoint is",
 	},
 	{
 		name:    "gap-of-the-past",
