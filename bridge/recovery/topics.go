@@ -150,8 +150,14 @@ func (r *recovery) poll(ctx context.Context, client *kgo.Client, last map[place]
 		return nil, fmt.Errorf("look up offsets of topics: %w", err)
 	}
 	for at, end := range last {
-		if o, ok := stable.Lookup(at.topic, at.partition); ok && o.Offset > end {
+		o, ok := stable.Lookup(at.topic, at.partition)
+		switch {
+		case !ok:
+		case o.Offset > end:
 			delete(last, at)
+		case !r.waited[at]:
+			r.waited[at] = true
+			r.tell("waits for a transaction that is open in partition %d of topic %s, from offset %d on; if nobody ends it: kafka-transactions.sh --bootstrap-server <broker> find-hanging --topic %[2]s", at.partition, at.topic, o.Offset)
 		}
 	}
 	return nil, nil
