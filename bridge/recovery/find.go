@@ -23,7 +23,7 @@ const (
 	identityBytes = 16
 	ordinalBytes  = 8
 	// sorterMemory is what each of two sorters may have, in bytes.
-	sorterMemory = 32 << 20
+	sorterMemory = 8 << 20
 )
 
 // identity stands for an event among those of a topic: by its key and its id, which two tables may give out alike.

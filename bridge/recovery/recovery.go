@@ -58,14 +58,14 @@ type Report struct {
 
 // Run recovers what the slot of o.Database has lost. It can be killed at any time and run again. Its errors are *bridge.Error.
 func Run(ctx context.Context, o Options) (*Report, error) {
-	report, err := (&recovery{Options: o}).run(ctx)
+	report, err := newRecovery(o, false).run(ctx)
 	return report, bridge.Explain(o.Database.Name, err)
 }
 
 // Backfill publishes all rows that are in the outbox tables, but for those that the topics have, and makes the slot, which
 // must not exist. Its errors are *bridge.Error.
 func Backfill(ctx context.Context, o Options) (*Report, error) {
-	report, err := (&recovery{Options: o, backfill: true}).run(ctx)
+	report, err := newRecovery(o, true).run(ctx)
 	return report, bridge.Explain(o.Database.Name, err)
 }
 
@@ -88,11 +88,16 @@ type recovery struct {
 
 	store    *checkpoint.Store // nil for a dry run
 	snapshot *table.Snapshot
+	waited   map[place]bool // partitions of which was said that they are waited for
 	report   Report
 }
 
 // kept is a slot that is whole but does not go on where the checkpoint ends.
 type kept struct{ resume checkpoint.Resume }
+
+func newRecovery(o Options, backfill bool) *recovery {
+	return &recovery{Options: o, backfill: backfill, waited: map[place]bool{}}
+}
 
 // run is the order of things. What it relies on to be repeated after it was killed anywhere:
 //

@@ -13,6 +13,9 @@ import (
 	"github.com/walferry/walferry/sink"
 )
 
+// fetchBytes is what a broker sends at a time, before it is decompressed.
+const fetchBytes = 2 << 20
+
 // topicsClient returns a client that reads what is committed. It ends with ctx, for that of a request does not end a handshake.
 func (r *recovery) topicsClient(ctx context.Context) (*kgo.Client, error) {
 	opts, err := r.KafkaClient()
@@ -22,6 +25,7 @@ func (r *recovery) topicsClient(ctx context.Context) (*kgo.Client, error) {
 	client, err := kgo.NewClient(append(opts,
 		kgo.WithContext(ctx),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
+		kgo.FetchMaxBytes(fetchBytes), kgo.FetchMaxPartitionBytes(fetchBytes), kgo.MaxConcurrentFetches(2),
 		kgo.FetchMaxWait(500*time.Millisecond), // the end of a transaction does not end a broker's wait
 		kgo.KeepControlRecords(),               // the last record of a partition may be one
 	)...)
@@ -146,8 +150,14 @@ func (r *recovery) poll(ctx context.Context, client *kgo.Client, last map[place]
 		return nil, fmt.Errorf("look up offsets of topics: %w", err)
 	}
 	for at, end := range last {
-		if o, ok := stable.Lookup(at.topic, at.partition); ok && o.Offset > end {
+		o, ok := stable.Lookup(at.topic, at.partition)
+		switch {
+		case !ok:
+		case o.Offset > end:
 			delete(last, at)
+		case !r.waited[at]:
+			r.waited[at] = true
+			r.tell("waits for a transaction that is open in partition %d of topic %s, from offset %d on; if nobody ends it: kafka-transactions.sh --bootstrap-server <broker> find-hanging --topic %[2]s", at.partition, at.topic, o.Offset)
 		}
 	}
 	return nil, nil

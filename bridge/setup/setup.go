@@ -190,6 +190,12 @@ func SQL(db config.Database) (string, error) {
 			fmt.Fprintf(&b, "%s;\n-- On Postgres 17 and later, so that the slot survives a failover:\n-- %s;\n", slotSQL(slot, 140000), slotSQL(slot, 170000))
 		}
 	}
+	if len(tables) > 0 {
+		b.WriteString("\n-- What reads the tables themselves, recover, reconcile and init --backfill, needs more than that:\n")
+		for _, t := range tables {
+			fmt.Fprintf(&b, "-- GRANT SELECT ON %s TO %s;\n", t, role)
+		}
+	}
 	if db.Messages.Prefix != "" {
 		fmt.Fprintf(&b, "\n-- Any role may write logical messages, and so events, unless this is revoked:\n"+
 			"-- REVOKE EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, text) FROM PUBLIC;\n"+

@@ -67,6 +67,7 @@ func reportFlag(cmd *cobra.Command) *string {
 
 // recovering runs a recovery of a database, or its backfill, prints what it does to w and what it has sent to a file.
 func recovering(cfg *config.Config, db config.Database, file string, w io.Writer, run func(recovery.Options) (*recovery.Report, error)) (err error) {
+	collectEarly()
 	say := func(line string) { fmt.Fprintf(w, "%s: %s\n", db.Name, line) }
 	o := recovery.Options{Options: options(cfg, db), Say: say, Progress: newProgress(os.Stderr, false).show}
 	if file != "" {

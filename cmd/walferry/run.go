@@ -56,16 +56,21 @@ func runCommand() *cobra.Command {
 				return &usageError{fmt.Errorf("--until-lsn needs one database, the configuration has %d", len(cfg.Databases))}
 			}
 		}
-		if os.Getenv("GOGC") == "" {
-			// Most of the heap is what is in flight, and garbage is rare: by default it would double memory for nothing.
-			debug.SetGCPercent(50)
-		}
+		collectEarly()
 		ctx, stop := untilSignalled(cmd.Context())
 		defer stop()
 		o.Log = newLogger(cfg.Log, os.Stderr)
 		return run(ctx, cfg, o)
 	}
 	return cmd
+}
+
+// collectEarly halves what the collector leaves for garbage: most of the heap is what is in flight, or sorted, and garbage is
+// rare, so that by default it would double memory for nothing.
+func collectEarly() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50)
+	}
 }
 
 // untilSignalled returns a context that ends with the first SIGTERM or SIGINT. The second kills the

@@ -81,9 +81,10 @@ func TestRecoverFindsWhatIsPublished(t *testing.T) {
 	w.produce(w.prefix+".order", again[0])
 	w.leaveOpen(w.transactionalID(), missing[0])
 	w.dropOwnSlot()
-	time.AfterFunc(2*time.Second, finish)
+	time.AfterFunc(12*time.Second, finish)
 	r := w.recover()
 	r.mustSend(t, missing)
+	r.mustSay(t, "waits for a transaction that is open in partition 0 of topic "+w.prefix+".order")
 	if r.Candidates < 3 || r.Candidates > 4 {
 		t.Errorf("%d candidates", r.Candidates)
 	}
