@@ -60,6 +60,34 @@ func ConnectSQL(ctx context.Context, cfg *pgx.ConnConfig) (*pgx.Conn, error) {
 	return conn, nil
 }
 
+// ConnectToRead opens an ordinary connection that prints values as a stream does, and that no timeout of the role or the
+// database ends between two statements or within one. settings are its own besides.
+func ConnectToRead(ctx context.Context, cfg *pgx.ConnConfig, settings map[string]string) (*pgx.Conn, error) {
+	cfg = cfg.Copy()
+	maps.Copy(cfg.RuntimeParams, pinned)
+	maps.Copy(cfg.RuntimeParams, settings)
+	conn, err := ConnectSQL(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	if err := untimed(ctx, conn.PgConn()); err != nil {
+		_ = conn.Close(ctx) // it holds nothing
+		return nil, err
+	}
+	return conn, nil
+}
+
+// untimed turns off what would end a session that waits, or reads, for hours. Of these settings transaction_timeout is of
+// Postgres 17: a start-up packet that names it is refused before.
+func untimed(ctx context.Context, conn *pgconn.PgConn) error {
+	_, err := conn.Exec(ctx, `/* walferry:untimed */ select set_config(name, '0', false) from pg_catalog.pg_settings
+		where name in ('statement_timeout', 'transaction_timeout', 'idle_session_timeout', 'idle_in_transaction_session_timeout')`).ReadAll()
+	if err != nil {
+		return fmt.Errorf("turn the session's timeouts off: %w", err)
+	}
+	return nil
+}
+
 // ReadServer checks that the server can serve a logical stream to this role.
 func ReadServer(ctx context.Context, conn *pgx.Conn) (Server, error) {
 	var s Server

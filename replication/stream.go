@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"strconv"
@@ -76,7 +77,6 @@ var (
 // pinned makes the text form of values independent of the role's and the
 // database's defaults.
 var pinned = map[string]string{
-	"replication":         "database",
 	"client_encoding":     "UTF8",
 	"DateStyle":           "ISO, MDY",
 	"TimeZone":            "UTC",
@@ -118,9 +118,8 @@ func Open(ctx context.Context, cfg Config, sql *pgx.Conn) (*Stream, error) {
 
 func (s *Stream) connect(ctx context.Context, cfg *pgx.ConnConfig, buffer int) (err error) {
 	c := cfg.Copy()
-	for name, value := range pinned {
-		c.RuntimeParams[name] = value
-	}
+	maps.Copy(c.RuntimeParams, pinned)
+	c.RuntimeParams["replication"] = "database"
 	if c.RuntimeParams["application_name"] == "" {
 		c.RuntimeParams["application_name"] = "walferry/" + s.slot
 	}
@@ -268,7 +267,7 @@ func (s *Stream) other(kind byte, body []byte) error {
 		if err := m.Decode(body); err != nil {
 			return &MalformedError{Size: len(body)}
 		}
-		return withheld(pgconn.ErrorResponseToPgError(&m))
+		return Withheld(pgconn.ErrorResponseToPgError(&m))
 	case 'N':
 		var m pgproto3.NoticeResponse
 		if err := m.Decode(body); err != nil {
@@ -340,8 +339,8 @@ func notice(n *pgproto3.NoticeResponse) error {
 	return nil
 }
 
-// withheld takes out texts that may quote data: those of SQLSTATE class 22, data exceptions.
-func withheld(err *pgconn.PgError) *pgconn.PgError {
+// Withheld takes out texts that may quote data: those of SQLSTATE class 22, data exceptions.
+func Withheld(err *pgconn.PgError) *pgconn.PgError {
 	if strings.HasPrefix(err.Code, "22") {
 		err.Message, err.Detail, err.Where = "data exception, its text is withheld for it may quote data", "", ""
 	}

@@ -63,11 +63,11 @@ func TestParseMessages(t *testing.T) {
 }
 
 func TestWithheld(t *testing.T) {
-	quoting := withheld(&pgconn.PgError{Code: "22021", Message: "invalid byte 0xff in s3cret", Detail: "s3cret", Where: "s3cret"})
+	quoting := Withheld(&pgconn.PgError{Code: "22021", Message: "invalid byte 0xff in s3cret", Detail: "s3cret", Where: "s3cret"})
 	if got := quoting.Error() + quoting.Detail + quoting.Where; bytes.Contains([]byte(got), []byte("s3cret")) {
 		t.Errorf("the error quotes data: %s", got)
 	}
-	if plain := withheld(&pgconn.PgError{Code: "57P01", Message: "terminating"}); plain.Message != "terminating" {
+	if plain := Withheld(&pgconn.PgError{Code: "57P01", Message: "terminating"}); plain.Message != "terminating" {
 		t.Errorf("the message is gone: %v", plain)
 	}
 }
