@@ -75,6 +75,10 @@ type Outbox struct {
 	Topic string `yaml:"topic" default:"outbox.event.{aggregatetype}"`
 	// TypeHeader is the Kafka header that carries the type column. Default "": it is not sent.
 	TypeHeader string `yaml:"type_header"`
+	// OrderColumn is a column that orders the rows of one key, such as a sequence or a time stamp, exactly as the catalog has
+	// it. Only what reads the table itself uses it, such as `walferry recover`: the WAL has an order of its own. Default
+	// "": there is none.
+	OrderColumn string `yaml:"order_column"`
 }
 
 // Columns names the columns of an outbox table, exactly as the catalog has them. Each defaults to its own key.

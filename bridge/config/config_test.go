@@ -152,7 +152,7 @@ func TestValues(t *testing.T) {
     dsn: "host=/run/postgresql password='$${x}'"
     slot: s_1
     publication: "größe"
-    outbox: [{table: outbox, topic: events, type_header: eventType}, {table: Sales.Out}]
+    outbox: [{table: outbox, topic: events, type_header: eventType}, {table: Sales.Out, order_column: No. 1}]
     messages: {prefix: "", topic: ""}
     drain_timeout: ${FIVE}
     shutdown_grace: 0s
@@ -185,6 +185,7 @@ log: {level: debug, format: json}
 		{db.Outbox[0].TypeHeader, "eventType"},
 		{db.Outbox[0].Columns.Payload, "payload"},
 		{db.Outbox[1].Table, "Sales.Out"},
+		{db.Outbox[1].OrderColumn, "No. 1"},
 		{db.Outbox[1].Topic, "outbox.event.{aggregatetype}"},
 		{db.Messages, Messages{}},
 		{db.DrainTimeout, 5 * time.Second},

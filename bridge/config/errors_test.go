@@ -148,6 +148,7 @@ func TestValueErrors(t *testing.T) {
 			"w.yaml:8:16: databases[0].outbox[1].table must be unique in its database: databases[0].outbox[0].table at w.yaml:7:16 is the same",
 		},
 		{"no column", outbox("{table: t, columns: {id: ''}}"), `w.yaml:7:34: databases[0].outbox[0].columns.id must be a column name of 1 to 63 bytes, not ""`},
+		{"no order column", outbox("{table: t, order_column: \"a\\tb\"}"), `w.yaml:7:34: databases[0].outbox[0].order_column must be a column name of 1 to 63 bytes, not "a\tb"`},
 		{
 			"same column", outbox("{table: t, columns: {type: id}}"),
 			"w.yaml:7:36: databases[0].outbox[0].columns.type must be unique in its table: databases[0].outbox[0].columns.id at w.yaml:7:29 is the same",

@@ -66,6 +66,9 @@ func (d *document) database(path string, db *Database, positionHeader string) {
 		d.table(path+".table", outbox)
 		d.unique(tables, path+".table", outbox.Table, "its database")
 		d.columns(path+".columns", &outbox.Columns)
+		if at := path + ".order_column"; outbox.OrderColumn != "" && !isIdentifier(outbox.OrderColumn) {
+			d.errorf(at, "must be a column name of 1 to 63 bytes, not %s", d.quote(at))
+		}
 		d.topic(path+".topic", outbox.Topic)
 		d.header(path+".type_header", outbox.TypeHeader, positionHeader)
 	}
