@@ -138,11 +138,28 @@ func (c *Checkpoint) Resume(f Found) (Resume, error) {
 	case f.Start > r.From.Flushed:
 		return anew, gap("its confirmed_flush_lsn is ahead of the checkpoint; it was recreated, somebody has advanced it, or checkpoints were turned off for a while")
 	case max(r.From.Flushed, r.From.Commit) > f.WALEnd:
-		return anew, gap("the server's WAL ends at %s, before the checkpoint: the server was restored from an older copy of its files", f.WALEnd)
+		return anew, gap("%s", restored(f))
 	case changed != "":
 		return r, &replication.GapError{Slot: f.Slot, Reason: changed, From: c.Pos.LSN}
 	}
 	return r, nil
+}
+
+// Shared returns the LSN up to which the server has the history that the checkpoint is of. It fails with
+// *replication.GapError if it has another, or has lost some of it without leaving the timeline.
+func (c *Checkpoint) Shared(f Found) (replication.LSN, error) {
+	left, other := c.left(f)
+	switch {
+	case other != "":
+		return 0, &replication.GapError{Slot: f.Slot, Reason: other, From: c.Pos.LSN, OtherServer: true}
+	case min(max(c.Pos.LSN, c.OpenCommit.LSN), left) > f.WALEnd:
+		return 0, &replication.GapError{Slot: f.Slot, Reason: restored(f), From: c.Pos.LSN}
+	}
+	return left, nil
+}
+
+func restored(f Found) string {
+	return fmt.Sprintf("the server's WAL ends at %s, before the checkpoint: the server was restored from an older copy of its files", f.WALEnd)
 }
 
 // left returns where the server has left the checkpoint's timeline, or says why its history is not the one that the

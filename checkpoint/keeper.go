@@ -222,15 +222,10 @@ const (
 	indexKept   = 7 * 24 * time.Hour
 )
 
-type indexed struct {
-	Pos  LSN       `json:"pos"`
-	Time time.Time `json:"time"`
-}
-
 // index adds an entry, and tombstones for those that are too old.
 func (k *Keeper) index(values map[string][]byte, c *Checkpoint, entry string) {
 	prefix := k.Key + "/t/"
-	value, _ := json.Marshal(indexed{c.Pos, c.Time}) // it has only what can be encoded
+	value, _ := json.Marshal(Entry{c.Pos, c.Time, c.Timeline, limits(c.Snapshot)}) // it has only what can be encoded
 	values[prefix+entry] = value
 	held := k.Store.Values()
 	held[prefix+entry] = value

@@ -147,22 +147,9 @@ func (s *Stream) ending(dial pgconn.DialFunc) pgconn.DialFunc {
 }
 
 func (s *Stream) start(ctx context.Context, cfg Config, sql *pgx.Conn) error {
-	id, err := pglogrepl.IdentifySystem(ctx, s.conn)
-	if err != nil {
-		return fmt.Errorf("identify system: %w", err)
-	}
-	if !s.Server.same(&Server{SystemID: id.SystemID, Timeline: uint32(id.Timeline)}) {
-		return ErrOtherServer
-	}
-	s.Timelines = Timelines{current: s.Server.Timeline}
-	if id.Timeline > 1 {
-		history, err := pglogrepl.TimelineHistory(ctx, s.conn, id.Timeline)
-		if err != nil {
-			return fmt.Errorf("read the history of timeline %d: %w", id.Timeline, err)
-		}
-		if s.Timelines, err = ParseTimelines(s.Server.Timeline, string(history.Content)); err != nil {
-			return err
-		}
+	var err error
+	if s.Timelines, err = readTimelines(ctx, s.conn, s.Server); err != nil {
+		return err
 	}
 	s.updatedAt(time.Now()) // the server waits for the first update from the start on
 	err = pglogrepl.StartReplication(ctx, s.conn, cfg.Slot, 0, pglogrepl.StartReplicationOptions{
@@ -392,8 +379,11 @@ func statusUpdate(lsn LSN, now time.Time, reply bool) []byte {
 }
 
 // Close ends the stream and frees the slot. It takes a second at most.
-func (s *Stream) Close(ctx context.Context) {
+func (s *Stream) Close(ctx context.Context) { closeConn(ctx, s.conn) }
+
+// closeConn closes a replication connection, within a second.
+func closeConn(ctx context.Context, conn *pgconn.PgConn) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	_ = s.conn.Close(ctx) // there is nothing left to lose on it
+	_ = conn.Close(ctx) // there is nothing left to lose on it
 }

@@ -25,12 +25,16 @@ type Config struct {
 	// MaxBufferedRecords is how many records MaxBuffered may be: each costs more than its bytes.
 	MaxBufferedRecords int
 	CreateTopics       bool
-	Routes             []Route  // by decode.Event.Source
-	PositionHeader     string   // empty: none
-	Reserved           []string // topics that no event may go to
-	Topics             *Topics  // shared by the sinks that follow one another
+	Routes             []Route            // by decode.Event.Source
+	PositionHeader     string             // empty: none
+	Headers            []kgo.RecordHeader // the last headers of each record
+	Reserved           []string           // topics that no event may go to
+	Topics             *Topics            // shared by the sinks that follow one another
 	// Created, if not nil, is called with each topic that the sink had to create.
 	Created func(topic string)
+	// Acknowledged, if not nil, is called for every acknowledged record, serially. It must be quick; the record is valid until
+	// it returns.
+	Acknowledged func(*kgo.Record)
 	// Observe, if not nil, is called for every acknowledged record, serially. It must be quick.
 	Observe func(topic string, bytes int, latency time.Duration)
 }
@@ -263,6 +267,9 @@ func (k *Kafka) finish(r *record, err error) {
 	}
 	if k.cfg.Observe != nil {
 		k.cfg.Observe(r.Topic, len(r.bytes), k.Answered().Sub(r.at))
+	}
+	if k.cfg.Acknowledged != nil {
+		k.cfg.Acknowledged(&r.Record)
 	}
 	if k.txn == nil {
 		r.done(nil)

@@ -67,6 +67,33 @@ func consume(t *testing.T, c *kfake.Cluster, topic string, n int) []*kgo.Record 
 	return records
 }
 
+func TestWhereARecordIsKeptIsTold(t *testing.T) {
+	c := cluster(t)
+	cfg := testConfig(c)
+	cfg.Headers = []kgo.RecordHeader{{Key: "walferry-source", Value: []byte("table")}}
+	told := map[string]bool{}
+	cfg.Acknowledged = func(r *kgo.Record) {
+		told[fmt.Sprintf("%s %s/%d/%d %s", r.Headers[0].Value, r.Topic, r.Partition, r.Offset, r.Headers[2].Value)] = true
+	}
+	k := open(t, cfg)
+	for i := range 50 {
+		ev := orderEvent()
+		ev.ID, ev.AggregateID = fmt.Appendf(nil, "id-%d", i), fmt.Appendf(nil, "key-%d", i)
+		if err := k.Publish(t.Context(), ev, time.Now(), func(error) {}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := k.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range consume(t, c, "outbox.event.order", 50) {
+		where := fmt.Sprintf("%s %s/%d/%d table", r.Headers[0].Value, r.Topic, r.Partition, r.Offset)
+		if !told[where] || len(told) != 50 {
+			t.Errorf("%s was not told, but %d others", where, len(told))
+		}
+	}
+}
+
 func TestPublishKeepsTheOrderOfAKey(t *testing.T) {
 	c := cluster(t)
 	var mu sync.Mutex

@@ -73,6 +73,7 @@ func (e *PoisonError) Error() string {
 type router struct {
 	routes         []Route // by decode.Event.Source
 	positionHeader string
+	headers        []kgo.RecordHeader // the last ones of each record
 	maxRecord      int
 	reserved       []string
 	topics         []map[string]string // by source: aggregate type → topic, so that no name is built twice
@@ -83,14 +84,31 @@ func newRouter(cfg Config) router {
 	for i := range topics {
 		topics[i] = map[string]string{}
 	}
-	return router{routes: cfg.Routes, positionHeader: cfg.PositionHeader, maxRecord: cfg.MaxRecord, reserved: cfg.Reserved, topics: topics}
+	return router{routes: cfg.Routes, positionHeader: cfg.PositionHeader, headers: cfg.Headers, maxRecord: cfg.MaxRecord, reserved: cfg.Reserved, topics: topics}
 }
 
 // Check reports whether ev can be published as far as that can be known without the brokers: its
 // errors are *PoisonError.
 func Check(cfg Config, ev *decode.Event) error {
-	rt := newRouter(cfg)
-	return rt.fill(&record{}, ev)
+	_, err := NewPreview(cfg).Record(ev)
+	return err
+}
+
+// Preview makes the records of events without publishing them. One goroutine uses it.
+type Preview struct {
+	router router
+	record record
+}
+
+// NewPreview needs no brokers.
+func NewPreview(cfg Config) *Preview { return &Preview{router: newRouter(cfg)} }
+
+// Record returns the record that ev becomes, which is valid until the next call. Its errors are *PoisonError.
+func (p *Preview) Record(ev *decode.Event) (*kgo.Record, error) {
+	if err := p.router.fill(&p.record, ev); err != nil {
+		return nil, err
+	}
+	return &p.record.Record, nil
 }
 
 // fill makes r the record of ev. It makes the one copy of the event's bytes; r
@@ -137,7 +155,7 @@ func (rt *router) fill(r *record, ev *decode.Event) error {
 	if typeHeader != "" && ev.Type != nil {
 		headers = append(headers, kgo.RecordHeader{Key: typeHeader, Value: b[position:]})
 	}
-	r.Headers = headers
+	r.Headers = append(headers, rt.headers...)
 	return nil
 }
 

@@ -2,8 +2,11 @@ package sink
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
+
+	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/walferry/walferry/decode"
 )
@@ -186,5 +189,27 @@ func TestFillDoesNotAllocate(t *testing.T) {
 	rt, r, ev := testRouter(), &record{}, orderEvent()
 	if got := testing.AllocsPerRun(1000, func() { _ = rt.fill(r, ev) }); got != 0 {
 		t.Errorf("%v allocations a record", got)
+	}
+}
+
+// A record that is made of something else than the WAL has no position, and says so in headers that come last.
+func TestConstantHeadersComeLast(t *testing.T) {
+	p := NewPreview(Config{
+		Routes: []Route{{Topic: "outbox.event.{aggregatetype}", TypeHeader: "eventType"}}, MaxRecord: 1000,
+		Headers: []kgo.RecordHeader{{Key: "walferry-source", Value: []byte("table")}, {Key: "more", Value: []byte("1")}},
+	})
+	for range 2 { // a record is used again
+		r, err := p.Record(orderEvent())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, want := fmt.Sprintf("%s %s %s", r.Topic, r.Key, r.Headers), "outbox.event.order 42 [{id id-1} {eventType OrderPlaced} {walferry-source table} {more 1}]"; got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+	ev := orderEvent()
+	ev.AggregateType = []byte("no topic")
+	if _, err := p.Record(ev); err == nil {
+		t.Error("an event without a topic has a record")
 	}
 }

@@ -20,6 +20,8 @@ type Query struct {
 	Source      int    // decode.Event.Source of its events
 	OrderColumn string // "": none
 	Since       uint64 // only rows whose xmin, with its epoch, is at or after this transaction ID; 0: all
+	// Broken, if not nil, is called in the place of visit with a row that breaks the contract; else Read ends with it.
+	Broken func(*RowError) error
 }
 
 // Row is a row; it and the bytes of its Event are valid until visit returns.
@@ -58,7 +60,7 @@ func (r *Row) Refuse(t decode.Table, column, reason string) *RowError {
 const fetched = 500
 
 // Read visits the rows of a query in their order. It ends with visit's first error, and with a *RowError at a row without
-// id, aggregate type or aggregate id. A *replication.PreconditionError says which right is missing. Of a table that is
+// id, aggregate type or aggregate id, see Query.Broken. A *replication.PreconditionError says which right is missing. Of a table that is
 // partitioned the rows of all partitions are read, of one that others inherit from only its own: so it is published. After an
 // error of the server the Snapshot cannot be used any more.
 func (s *Snapshot) Read(ctx context.Context, q Query, visit func(*Row) error) error {
@@ -89,7 +91,12 @@ func (s *Snapshot) fetch(ctx context.Context, q Query, visit func(*Row) error) (
 				continue // what is on its way has to be read
 			}
 			var row Row
-			if err = row.read(q, r.Values(), hex); err == nil {
+			err = row.read(q, r.Values(), hex)
+			broken, ok := errors.AsType[*RowError](err)
+			switch {
+			case ok && q.Broken != nil:
+				err = q.Broken(broken)
+			case err == nil:
 				err = visit(&row)
 			}
 		}
