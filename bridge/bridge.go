@@ -123,18 +123,8 @@ func New(o Options) *Bridge {
 		status:           Status{Database: db.Name, Slot: db.Slot},
 	}
 	b.options.kafkaLog = newKafkaLogger(b.log)
-	for _, t := range db.Outbox {
-		table := OutboxTable(t)
-		b.decode.Tables = append(b.decode.Tables, table)
-		b.replication.Tables = append(b.replication.Tables, Published(table))
-	}
-	b.connConfig = func() (*pgx.ConnConfig, error) {
-		cfg, err := db.ConnConfig()
-		if err == nil && o.DialPostgres != nil {
-			cfg.DialFunc = o.DialPostgres
-		}
-		return cfg, err
-	}
+	b.decode.Tables, b.replication.Tables = o.Tables()
+	b.connConfig = o.ConnConfig
 	b.enter(Starting)
 	return b
 }

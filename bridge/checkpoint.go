@@ -264,8 +264,8 @@ func readCheckpoints(ctx context.Context, o Options) (c *checkpoint.Checkpoint, 
 }
 
 // FirstCheckpoint writes the checkpoint of a slot that was just created, before anything was
-// streamed from it, and returns its position.
-func FirstCheckpoint(ctx context.Context, o Options, conn *pgx.Conn, tables []replication.Table) (replication.LSN, error) {
+// streamed from it, and returns its position. snapshot is a pg_current_snapshot() of before the slot was created.
+func FirstCheckpoint(ctx context.Context, o Options, conn *pgx.Conn, tables []replication.Table, snapshot string) (replication.LSN, error) {
 	server, err := replication.ReadServer(ctx, conn)
 	if err != nil {
 		return 0, err
@@ -292,5 +292,5 @@ func FirstCheckpoint(ctx context.Context, o Options, conn *pgx.Conn, tables []re
 	k := &checkpoint.Keeper{Store: store, Key: cfg.Key}
 	return start.Flushed, k.Begin(ctx, checkpoint.Found{
 		Slot: slot.Name, SystemID: server.SystemID, Timelines: timelines, Start: start.Flushed, Membership: publication.Membership,
-	}, checkpoint.Resume{From: start}, true)
+	}, checkpoint.Resume{From: start, Snapshot: snapshot}, true)
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/walferry/walferry/decode"
 	"github.com/walferry/walferry/replication"
 	"github.com/walferry/walferry/sink"
+	"github.com/walferry/walferry/table"
 )
 
 // Class says what an error means to a bridge.
@@ -74,6 +75,9 @@ type rule func(error) (verdict, bool)
 
 // rules is the one table of errors, most specific first.
 var rules = []rule{
+	as(func(e *table.RowError) verdict {
+		return verdict{Poison, "correct the row or delete it: SELECT … WHERE tableoid = … AND ctid = … shows it"}
+	}),
 	as(func(e *decode.ContractError) verdict {
 		return verdict{Poison, "correct the table, or what writes such events; until then nothing behind it is published; " + wayOut}
 	}),
@@ -81,13 +85,13 @@ var rules = []rule{
 		return verdict{Poison, "see kafka.max_record and outbox.topic; until then nothing behind it is published; " + wayOut}
 	}),
 	as(func(e *replication.SlotLostError) verdict {
-		return verdict{Lost, "events between the last confirmed LSN and now are not in WAL any more: publish them from the outbox table, then drop the slot and run `walferry init`; raise max_slot_wal_keep_size"}
+		return verdict{Lost, "events between the last confirmed LSN and now are not in WAL any more: `walferry recover` publishes those whose rows the outbox table still holds, and makes a new slot; raise max_slot_wal_keep_size"}
 	}),
 	as(func(e *replication.GapError) verdict {
 		if e.OtherServer {
 			return verdict{Gap, "if another server is the primary, shut this server down or take it out of the DSN, and start walferry again; only if this one is to stay: publish from the outbox table what is missing behind that position, then: `walferry run --accept-gap`"}
 		}
-		return verdict{Gap, "publish from the outbox table what is missing behind that position, then: `walferry run --accept-gap`, or, if the slot is gone, `walferry init --accept-gap`"}
+		return verdict{Gap, "`walferry recover` publishes what the outbox table still holds of it, and makes a new slot if there is none; to go on without: `walferry run --accept-gap`, or, if the slot is gone, `walferry init --accept-gap`"}
 	}),
 	as(func(e *NoCheckpointError) verdict {
 		return verdict{Fatal, "a new slot: drop it and run `walferry init`; a slot that walferry has used, or whose events are known to be published: `walferry run --adopt-slot`, once; checkpoint.topic: \"\" does without"}

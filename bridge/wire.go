@@ -37,15 +37,22 @@ func Published(t decode.Table) replication.Table {
 
 // sinkConfig is that of a sink, without how to reach the brokers.
 func (b *Bridge) sinkConfig() sink.Config {
-	o, k, share := b.options, b.options.Kafka, b.options.share()
+	cfg := b.options.SinkConfig()
+	cfg.Topics = &b.topics
+	cfg.Created = func(topic string) {
+		b.log.Info().Str("topic", topic).Msg("created a missing topic with the broker's defaults")
+	}
+	return cfg
+}
+
+// SinkConfig is that of a sink, without how to reach the brokers and what it shares with others.
+func (o Options) SinkConfig() sink.Config {
+	k, share := o.Kafka, o.share()
 	cfg := sink.Config{
 		Compression: compression(k.Compression), Linger: k.Linger,
 		MaxBuffered: share.buffered, MaxBufferedRecords: share.records, MaxRecord: int(k.MaxRecord),
 		CreateTopics: k.Topics.Create, PositionHeader: k.PositionHeader,
-		Topics: &b.topics, Reserved: []string{o.Checkpoint.Topic, k.DeadLetterTopic},
-		Created: func(topic string) {
-			b.log.Info().Str("topic", topic).Msg("created a missing topic with the broker's defaults")
-		},
+		Reserved: []string{o.Checkpoint.Topic, k.DeadLetterTopic},
 	}
 	for _, t := range o.Database.Outbox {
 		cfg.Routes = append(cfg.Routes, sink.Route{Topic: t.Topic, TypeHeader: t.TypeHeader})

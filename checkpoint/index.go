@@ -12,6 +12,7 @@ type Entry struct {
 	Pos      LSN       `json:"pos"`
 	Time     time.Time `json:"time"` // when it was written, by our clock
 	Timeline uint32    `json:"timeline,omitempty"`
+	SystemID string    `json:"system_id,omitempty"` // of the Postgres cluster
 	// Snapshot is xmin and xmax of a pg_current_snapshot() of which all that commits below xmin does so before Pos: "xmin:xmax:".
 	// Empty if there is none, or if the entry was written before entries had it.
 	Snapshot string `json:"snapshot,omitempty"`

@@ -225,7 +225,7 @@ const (
 // index adds an entry, and tombstones for those that are too old.
 func (k *Keeper) index(values map[string][]byte, c *Checkpoint, entry string) {
 	prefix := k.Key + "/t/"
-	value, _ := json.Marshal(Entry{c.Pos, c.Time, c.Timeline, limits(c.Snapshot)}) // it has only what can be encoded
+	value, _ := json.Marshal(Entry{c.Pos, c.Time, c.Timeline, c.SystemID, limits(c.Snapshot)}) // it has only what can be encoded
 	values[prefix+entry] = value
 	held := k.Store.Values()
 	held[prefix+entry] = value

@@ -11,6 +11,7 @@ import (
 
 	"github.com/walferry/walferry/bridge"
 	"github.com/walferry/walferry/bridge/config"
+	"github.com/walferry/walferry/bridge/recovery"
 	"github.com/walferry/walferry/decode"
 	"github.com/walferry/walferry/replication"
 )
@@ -21,10 +22,20 @@ import (
 // checks that a bridge makes. It does not replace a slot that had a checkpoint, unless
 // o.AcceptGap.
 func Run(ctx context.Context, o bridge.Options, did func(string)) error {
-	return bridge.Explain(o.Database.Name, run(ctx, o, did))
+	return bridge.Explain(o.Database.Name, run(ctx, o, did, nil))
 }
 
-func run(ctx context.Context, o bridge.Options, did func(string)) error {
+// Backfill does what Run does, and publishes the rows that are older than the slot, which must not exist. It tells o.Say.
+func Backfill(ctx context.Context, o recovery.Options) (report *recovery.Report, err error) {
+	err = run(ctx, o.Options, o.Say, func() error {
+		report, err = recovery.Backfill(ctx, o)
+		return err
+	})
+	return report, bridge.Explain(o.Database.Name, err)
+}
+
+// run makes what is missing. The slot is made by backfill, if that is not nil.
+func run(ctx context.Context, o bridge.Options, did func(string), backfill func() error) error {
 	db := o.Database
 	cfg, err := db.ConnConfig()
 	if err != nil {
@@ -39,7 +50,7 @@ func run(ctx context.Context, o bridge.Options, did func(string)) error {
 	if err != nil {
 		return err
 	}
-	checkpointed, err := checkSlot(ctx, o, conn, server)
+	checkpointed, err := checkSlot(ctx, o, conn, server, backfill != nil)
 	if err != nil {
 		return err
 	}
@@ -47,7 +58,7 @@ func run(ctx context.Context, o bridge.Options, did func(string)) error {
 	for _, outbox := range db.Outbox {
 		t := bridge.OutboxTable(outbox)
 		tables = append(tables, bridge.Published(t))
-		if err := createTable(ctx, conn, t, did); err != nil {
+		if err := createTable(ctx, conn, t, did, backfill != nil); err != nil {
 			return err
 		}
 	}
@@ -57,12 +68,15 @@ func run(ctx context.Context, o bridge.Options, did func(string)) error {
 	if _, err := replication.CheckPublication(ctx, conn, db.Publication, tables); err != nil {
 		return err
 	}
-	created, err := ensureSlot(ctx, conn, server, db.Slot, did)
+	if backfill != nil {
+		return backfill()
+	}
+	snapshot, err := ensureSlot(ctx, conn, server, db.Slot, did)
 	switch {
 	case err != nil || o.Checkpoint.Topic == "":
 		return err
-	case created:
-		at, err := bridge.FirstCheckpoint(ctx, o, conn, tables)
+	case snapshot != "":
+		at, err := bridge.FirstCheckpoint(ctx, o, conn, tables, snapshot)
 		if err != nil {
 			return err
 		}
@@ -75,10 +89,13 @@ func run(ctx context.Context, o bridge.Options, did func(string)) error {
 
 // checkSlot looks, before anything is touched, whether a checkpoint says that there was a slot
 // that is not there any more. It reports whether there is a checkpoint.
-func checkSlot(ctx context.Context, o bridge.Options, conn *pgx.Conn, server replication.Server) (checkpointed bool, err error) {
+func checkSlot(ctx context.Context, o bridge.Options, conn *pgx.Conn, server replication.Server, backfill bool) (checkpointed bool, err error) {
 	slot, err := replication.ReadSlot(ctx, conn, o.Database.Slot)
 	if err != nil && !errors.Is(err, replication.ErrNoSlot) {
 		return false, err
+	}
+	if slot != nil && backfill {
+		return false, recovery.SlotExists(slot.Name)
 	}
 	if slot != nil {
 		if err := slot.Check(server.Database); err != nil {
@@ -101,7 +118,7 @@ func checkSlot(ctx context.Context, o bridge.Options, conn *pgx.Conn, server rep
 	return true, nil
 }
 
-func createTable(ctx context.Context, conn *pgx.Conn, t decode.Table, did func(string)) error {
+func createTable(ctx context.Context, conn *pgx.Conn, t decode.Table, did func(string), backfill bool) error {
 	name := bridge.Published(t).String()
 	var exists, rows bool
 	if err := conn.QueryRow(ctx, `/* walferry:exists */ select to_regclass($1) is not null`, name).Scan(&exists); err != nil {
@@ -115,11 +132,14 @@ func createTable(ctx context.Context, conn *pgx.Conn, t decode.Table, did func(s
 		return nil
 	}
 	did("table " + name + " exists")
+	if backfill {
+		return nil
+	}
 	if err := conn.QueryRow(ctx, `/* walferry:rows */ select exists(select from `+name+`)`).Scan(&rows); err != nil {
 		return fmt.Errorf("look into table %s: %w", name, err)
 	}
 	if rows {
-		did("note: rows that are older than the slot are never published, and " + name + " has rows")
+		did("note: rows that are older than the slot are never published, and " + name + " has rows; `walferry init --backfill` publishes them, as long as there is no slot")
 	}
 	return nil
 }

@@ -75,27 +75,30 @@ func addTable(ctx context.Context, conn *pgx.Conn, publication string, t replica
 	return nil
 }
 
-// ensureSlot creates the slot if there is none. Creation waits for every transaction that is
-// open when it begins.
-func ensureSlot(ctx context.Context, conn *pgx.Conn, server replication.Server, name string, did func(string)) (created bool, err error) {
+// ensureSlot creates the slot if there is none, and returns a snapshot of which all commits before its start, or "" if there was
+// one. Creation waits for every transaction that is open when it begins.
+func ensureSlot(ctx context.Context, conn *pgx.Conn, server replication.Server, name string, did func(string)) (snapshot string, err error) {
 	_, err = replication.ReadSlot(ctx, conn, name)
 	switch {
 	case err == nil:
 		did("slot " + name + " exists")
-		return false, nil
+		return "", nil
 	case !errors.Is(err, replication.ErrNoSlot):
-		return false, err
+		return "", err
+	}
+	if err := conn.QueryRow(ctx, `/* walferry:before */ select pg_current_snapshot()::text`).Scan(&snapshot); err != nil {
+		return "", fmt.Errorf("read the present snapshot: %w", err)
 	}
 	if _, err := conn.Exec(ctx, slotSQL(name, server.Version)); err != nil {
 		if ctx.Err() != nil {
 			<-conn.PgConn().CleanupDone() // it cancels the statement: else the slot would still appear, with nobody to read it
-			return false, &replication.PreconditionError{
+			return "", &replication.PreconditionError{
 				Reason: fmt.Sprintf("slot %q was not created in time: it waits for transactions that were open before", name),
 				Hint:   "end them: SELECT pid, xact_start, application_name FROM pg_stat_activity WHERE backend_xid IS NOT NULL ORDER BY xact_start",
 			}
 		}
-		return false, fmt.Errorf("create slot %q: %w", name, err)
+		return "", fmt.Errorf("create slot %q: %w", name, err)
 	}
 	did("created slot " + name)
-	return true, nil
+	return snapshot, nil
 }

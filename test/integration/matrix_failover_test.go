@@ -332,7 +332,7 @@ func promoteWithoutSlot(f *faultRun) {
 		w.order("k", `"in the gap"`)
 		_, stderr := w.bridge.exit(exitGap)
 		f.recoveries = append(f.recoveries, time.Since(promoted))
-		mustSayAll(f.T, stderr, missing, "publish from the outbox table what is missing behind that position", "walferry init --accept-gap")
+		mustSayAll(f.T, stderr, missing, "walferry recover", "walferry init --accept-gap")
 		w.refuses(exitGap, missing)
 		mustExit(f.T, exitGap, []string{"init", "--config", w.configFile("")}, "the slot does not exist any more")
 		if n := w.query("SELECT count(*)::text FROM pg_replication_slots"); n != "0" {

@@ -39,7 +39,7 @@ func TestSlotIsLost(t *testing.T) {
 	for _, version := range servers.PostgresVersions() {
 		t.Run(version, func(t *testing.T) {
 			pg := forgetfulPostgres(t, version)
-			says := []string{"is lost", "walferry init", "max_slot_wal_keep_size"}
+			says := []string{"is lost", "walferry recover", "max_slot_wal_keep_size"}
 			t.Run("while running", func(t *testing.T) {
 				w := newWorld(t, pg.DSN("postgres"), nil)
 				w.exec("CREATE TABLE filler (id int, filler text)")
@@ -76,7 +76,7 @@ func TestSlotIsLost(t *testing.T) {
 
 				config := w.configFile(freeAddr(t))
 				_, stderr := walferry(t, "run", "--config", config).exit(66)
-				if n := strings.Count(stderr, "is lost"); n != 2 || !strings.Contains(stderr, "walferry init") {
+				if n := strings.Count(stderr, "is lost"); n != 2 || !strings.Contains(stderr, "walferry recover") {
 					t.Errorf("%d lines say that the slot is lost, want one of the log and one at the end, with the hint:\n%s", n, stderr)
 				}
 				stdout, stderr := walferry(t, "status", "--json", "--config", config).exit(1)

@@ -1,0 +1,193 @@
+package recovery
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/walferry/walferry/decode"
+	"github.com/walferry/walferry/internal/spill"
+	"github.com/walferry/walferry/sink"
+	"github.com/walferry/walferry/table"
+)
+
+const (
+	// identityBytes is the width of an identity. Of 10^9 different ones two are the same with a probability of 10^-21.
+	identityBytes = 16
+	ordinalBytes  = 8
+	// sorterMemory is what each of two sorters may have, in bytes.
+	sorterMemory = 32 << 20
+)
+
+// identity stands for an event among those of a topic: by its key and its id, which two tables may give out alike.
+func identity(topic string, key, id []byte) []byte {
+	h := sha256.New()
+	var length [8]byte
+	for _, part := range [][]byte{[]byte(topic), key, id} {
+		binary.BigEndian.PutUint64(length[:], uint64(len(part)))
+		h.Write(length[:])
+		h.Write(part)
+	}
+	return h.Sum(nil)[:identityBytes]
+}
+
+// missing are the candidates that no topic has, by their ordinal.
+type missing struct {
+	bits []uint64
+	n    int64
+}
+
+func (m *missing) has(ordinal int64) bool { return m.bits[ordinal/64]>>(ordinal%64)&1 == 1 }
+
+func (m *missing) add(ordinal int64) {
+	m.bits[ordinal/64] |= 1 << (ordinal % 64)
+	m.n++
+}
+
+// find compares the candidates with what the topics hold.
+func (r *recovery) find(ctx context.Context) (*missing, error) {
+	candidates, published := spill.New(r.Dir, identityBytes+ordinalBytes, sorterMemory), spill.New(r.Dir, identityBytes, sorterMemory)
+	defer func() { _, _ = candidates.Close(), published.Close() }() // what they have is of no use any more
+	client, err := r.topicsClient(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer client.Close()
+	dead, err := r.deadLetters(ctx, client)
+	if err != nil {
+		return nil, err
+	}
+	total, topics, err := r.readCandidates(ctx, candidates, dead)
+	if err != nil {
+		return nil, err
+	}
+	err = r.readTopics(ctx, client, topics, r.bound.from, func(rec *kgo.Record) error {
+		if id, ok := headerOf(rec, "id"); ok {
+			return published.Add(identity(rec.Topic, rec.Key, id))
+		}
+		return nil // somebody else's
+	})
+	if err != nil {
+		return nil, err
+	}
+	return join(candidates, published, total)
+}
+
+// readCandidates adds the candidates to a sorter, and returns how many there are and where they go. Before anything is changed it
+// fails with a row that can never be published: a bridge halts before such a one as well.
+func (r *recovery) readCandidates(ctx context.Context, to *spill.Sorter, dead deadLetters) (total int64, topics []string, err error) {
+	preview := sink.NewPreview(r.SinkConfig())
+	seen, broken, others := map[string]bool{}, error(nil), 0
+	for i, t := range r.tables {
+		q := r.query(i)
+		refuse := func(e *table.RowError) error {
+			switch {
+			case dead.has(t, e.ID):
+			case broken == nil:
+				broken = e
+			default:
+				others++
+			}
+			total++
+			return nil
+		}
+		q.Broken = refuse
+		if err := r.snapshot.Read(ctx, q, func(row *table.Row) error {
+			rec, err := preview.Record(&row.Event)
+			if e, ok := errors.AsType[*sink.PoisonError](err); ok {
+				return refuse(row.Refuse(t, "", e.Why()))
+			}
+			if err == nil && !dead.has(t, string(row.Event.ID)) {
+				seen[rec.Topic] = true
+				err = to.Add(binary.BigEndian.AppendUint64(identity(rec.Topic, rec.Key, row.Event.ID), uint64(total)))
+			}
+			total++
+			r.progress(stageCandidates, total, r.report.Candidates)
+			return err
+		}); err != nil {
+			return 0, nil, err
+		}
+	}
+	if others > 0 {
+		broken = fmt.Errorf("%w (and %d more rows break it)", broken, others)
+	}
+	for topic := range seen {
+		topics = append(topics, topic)
+	}
+	slices.Sort(topics)
+	return total, topics, broken
+}
+
+// deadLetters are events that were moved out of the way, by table and id.
+type deadLetters map[string]bool
+
+func (d deadLetters) has(t decode.Table, id string) bool {
+	return id != "" && d[t.Schema+"."+t.Name+" "+id]
+}
+
+// deadLetters reads those of the database. People make them one by one: there are few.
+func (r *recovery) deadLetters(ctx context.Context, client *kgo.Client) (deadLetters, error) {
+	dead := deadLetters{}
+	var topics []string
+	if topic := r.Kafka.DeadLetterTopic; topic != "" {
+		topics = append(topics, topic)
+	}
+	return dead, r.readTopics(ctx, client, topics, bound{}.from, func(rec *kgo.Record) error {
+		database, _ := headerOf(rec, "walferry-database")
+		where, _ := headerOf(rec, "walferry-where")
+		if id, ok := headerOf(rec, "walferry-id"); ok && string(database) == r.Database.Name {
+			dead[string(where)+" "+string(id)] = true
+		}
+		return nil
+	})
+}
+
+func headerOf(r *kgo.Record, key string) (value []byte, ok bool) {
+	for _, h := range r.Headers {
+		if h.Key == key {
+			return h.Value, true
+		}
+	}
+	return nil, false
+}
+
+// join returns the candidates of which no identity is among those that are published. Of candidates with one identity, which
+// consumers could not tell apart either, all count as published or none.
+func join(candidates, published *spill.Sorter, total int64) (*missing, error) {
+	m := &missing{bits: make([]uint64, total/64+1)}
+	left, err := candidates.Sorted()
+	if err != nil {
+		return nil, err
+	}
+	right, err := published.Sorted()
+	if err != nil {
+		return nil, err
+	}
+	other, otherErr := right.Next()
+	for {
+		candidate, err := left.Next()
+		if errors.Is(err, io.EOF) {
+			return m, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		id := candidate[:identityBytes]
+		for otherErr == nil && bytes.Compare(other, id) < 0 {
+			other, otherErr = right.Next()
+		}
+		if otherErr != nil && !errors.Is(otherErr, io.EOF) {
+			return nil, otherErr
+		}
+		if otherErr != nil || !bytes.Equal(other, id) {
+			m.add(int64(binary.BigEndian.Uint64(candidate[identityBytes:])))
+		}
+	}
+}
