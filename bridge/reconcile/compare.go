@@ -220,10 +220,11 @@ func (e *event) match(k *record) (t *twin, same bool) {
 	return t, false
 }
 
-// holds notes that a partition has the record of a row: see partition.judge.
+// holds notes that a partition has the record of a row: see partition.judge. It is not there any more if it was deleted while it
+// was read, and others behind it unread.
 func (e *event) holds(t *twin, k *record) {
 	p := &e.topics[k.topic].partitions[k.partition]
-	if len(e.rows) == 1 && !k.repaired && (p.first < 0 || k.offset < p.first) {
+	if len(e.rows) == 1 && !k.repaired && k.offset >= p.start && (p.first < 0 || k.offset < p.first) {
 		p.first, p.firstXID = k.offset, t.xid
 	}
 }

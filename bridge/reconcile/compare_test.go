@@ -293,7 +293,7 @@ func (p *past) compare(t *testing.T, memory int) (found map[string]bool, counts 
 }
 
 // seeds is how many pasts are tried of each kind.
-const seeds = 3000
+const seeds = 1000
 
 func TestAHealthyPastHasNoDefectsButRepetitions(t *testing.T) {
 	for seed := range uint64(seeds) {

@@ -17,6 +17,7 @@ import (
 
 // line is a defect in the report. It has neither payload nor key.
 type line struct {
+	Database  string `json:"database"`
 	Kind      string `json:"kind"`
 	ID        string `json:"id"`
 	Table     string `json:"table"`
@@ -98,7 +99,7 @@ func (w *work) openSink(ctx context.Context) (_ *sink.Kafka, err error) {
 func (w *work) mend(ctx context.Context, to *sink.Kafka, t *table.Row, f *defect) error {
 	counts := &w.comparison.topics[f.topic].counts
 	l := line{
-		Kind: f.kind.String(), ID: string(t.Event.ID), Table: where(w.tables[t.Event.Source]),
+		Database: w.o.Database.Name, Kind: f.kind.String(), ID: string(t.Event.ID), Table: where(w.tables[t.Event.Source]),
 		Topic: w.comparison.topics[f.topic].name, Partition: f.partition,
 	}
 	if f.offset >= 0 {

@@ -29,6 +29,10 @@ func (w *work) await(ctx context.Context) error {
 	if w.server, err = replication.ReadServer(ctx, conn); err != nil {
 		return err
 	}
+	_, published := w.o.Tables() // rows of a table that is not published would all be missing
+	if _, err := replication.CheckPublication(ctx, conn, w.o.Database.Publication, published); err != nil {
+		return err
+	}
 	report, first := w.progress(StageWait), replication.LSN(0)
 	tick, over := time.NewTicker(waitEvery), time.After(w.o.Timeout)
 	defer tick.Stop()

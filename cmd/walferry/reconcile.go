@@ -104,7 +104,9 @@ func (f *reconcileFlags) run(ctx context.Context, out io.Writer, path, name stri
 	if err != nil {
 		return err
 	}
-	debug.SetMemoryLimit(int64(f.memory) + beside)
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(int64(f.memory) + beside)
+	}
 	report, err := create(f.report)
 	if err != nil {
 		return err
