@@ -207,8 +207,8 @@ func (w *reading) record(k *kgo.Record, visit func(*kgo.Record) error) (err erro
 	return err
 }
 
-// silent ends the reading of compacted partitions, if all before their end is committed, and fails once the brokers have been
-// silent for too long.
+// silent ends the reading of partitions that have nothing more before their end, since it was deleted, or compacted and all that is
+// left is committed; and it fails once the brokers have been silent for too long.
 func (w *reading) silent(ctx context.Context, silence time.Duration) error {
 	var topics []string
 	for topic, ends := range w.end {
@@ -220,10 +220,14 @@ func (w *reading) silent(ctx context.Context, silence time.Duration) error {
 	if err != nil {
 		return err
 	}
+	start, err := offsets(ctx, topics, w.admin.ListStartOffsets)
+	if err != nil {
+		return err
+	}
 	for topic, ends := range w.end {
 		for p, end := range ends {
 			switch {
-			case committed[topic][p] >= end && w.compact[topic]:
+			case start[topic][p] >= end, committed[topic][p] >= end && w.compact[topic]:
 				w.done += end - w.next[topic][p]
 				delete(ends, p)
 			case silence < w.timeout:

@@ -40,7 +40,7 @@ func reconcileCommand() *cobra.Command {
 			"(duplicated), records that are not what their row becomes (different), and events of one key out of their\n" +
 			"order. What may have expired from a topic, or was compacted, is unknown, never missing. Records\n" +
 			"without a row are not judged: it was deleted.\n\n" +
-			"Needs SELECT on the tables (see `walferry init --print`), and of the topics READ, DESCRIBE and DESCRIBE_CONFIGS. Takes\n" +
+			"Needs SELECT on the tables, and of the topics READ, DESCRIBE and DESCRIBE_CONFIGS; --repair WRITE. Takes\n" +
 			"nothing away from the bridge, which has to run: only what it has confirmed is compared. While it reads, Postgres\n" +
 			"cannot vacuum what has died since it began. Rows and records are kept as hashes, beyond --memory in files.\n\n" +
 			"Exits with 0 if tables and topics agree, with 68 if not; with delivery at_least_once duplicates are counted and\n" +

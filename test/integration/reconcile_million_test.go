@@ -9,7 +9,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
+
 	"github.com/walferry/walferry/bridge/reconcile"
+	"github.com/walferry/walferry/internal/servers"
 )
 
 const (
@@ -73,4 +76,39 @@ func TestReconcileFindsNothingInAHealthyMillion(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Segments expire while a bridge publishes, and while they are read.
+func TestReconcileWhileRecordsExpire(t *testing.T) {
+	broker, err := servers.Kafka(t.Context(), servers.KafkaOptions{Properties: map[string]string{"log.retention.check.interval.ms": "200", "log.segment.delete.delay.ms": "100"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = broker.Close() })
+	w := newWorld(t, newest(t), on(broker.Addr()))
+	topic := w.createTopic("order", 3, map[string]*string{"retention.ms": new("3000"), "segment.ms": new("500"), "file.delete.delay.ms": new("100")})
+	w.exec("ALTER TABLE outbox ALTER id TYPE text, ADD COLUMN n serial")
+	r := w.run("")
+	unknown := int64(0)
+	for began := time.Now(); time.Since(began) < 30*time.Second; {
+		w.exec(`INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload) SELECT gen_random_uuid(), 'order', 'k' || n % 10, 'T', to_jsonb(repeat(md5(n::text), 20)) FROM generate_series(1, 200) n`)
+		found := w.reconciled()
+		if !found.Agree || found.Total.Missing+found.Total.Different+found.Total.OutOfOrder+found.Total.Duplicated != 0 {
+			t.Fatalf("%+v", found)
+		}
+		unknown = max(unknown, found.Total.Unknown)
+	}
+	starts, err := w.kafkaAdmin().ListStartOffsets(t.Context(), topic)
+	if err != nil {
+		t.Fatal(err)
+	}
+	starts.Each(func(o kadm.ListedOffset) {
+		if o.Offset == 0 {
+			t.Errorf("nothing of partition %d has expired", o.Partition)
+		}
+	})
+	if unknown == 0 {
+		t.Error("nothing was unknown")
+	}
+	r.drain()
 }
