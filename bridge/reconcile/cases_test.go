@@ -341,3 +341,42 @@ func TestDefectsFindTheirRowsAgain(t *testing.T) {
 		})
 	}
 }
+
+func TestHashes(t *testing.T) {
+	h, ids := newHasher(), map[ident]string{}
+	for topic := range uint32(3) {
+		for _, id := range []string{"", "a", "b", "aa"} {
+			v := h.ident(topic, []byte(id))
+			if v != h.ident(topic, []byte(id)) {
+				t.Errorf("%q of topic %d is not the same again", id, topic)
+			}
+			if other, ok := ids[v]; ok {
+				t.Errorf("%q of topic %d is %q", id, topic, other)
+			}
+			ids[v] = id
+		}
+	}
+	contents := map[uint64]string{}
+	for _, parts := range [][][]byte{
+		{[]byte("k"), []byte("v")},
+		{[]byte("k"), []byte("w")},
+		{[]byte("l"), []byte("v")},
+		{[]byte("kv"), {}},
+		{[]byte("k"), {}},
+		{[]byte("k"), nil},
+		{[]byte("k"), []byte("v"), []byte("t")},
+		{[]byte("k"), []byte("vt"), {}},
+		{nil, []byte("v")},
+		{{}, []byte("v")},
+	} {
+		h.begin()
+		for _, part := range parts {
+			h.add(part)
+		}
+		v, name := h.sum(), fmt.Sprintf("%#v", parts)
+		if other, ok := contents[v]; ok {
+			t.Errorf("%s is %s", name, other)
+		}
+		contents[v] = name
+	}
+}

@@ -67,20 +67,17 @@ func (r *reader) partitions(ctx context.Context, topic string) (int, error) {
 // compacted reports whether a topic's cleanup.policy is compact, also if it is delete as well, or cannot be read.
 func (r *reader) compacted(ctx context.Context, topic string) (compacted, known bool, err error) {
 	configs, err := r.admin.DescribeTopicConfigs(ctx, topic)
-	if err != nil {
-		return true, false, fmt.Errorf("look up cleanup.policy of topic %q: %w", topic, err)
-	}
-	config, err := configs.On(topic, nil)
-	err = cmp.Or(err, config.Err)
-	if errors.Is(err, kerr.TopicAuthorizationFailed) {
-		return true, false, nil
-	}
-	for _, c := range config.Configs {
-		if c.Key == "cleanup.policy" {
-			return strings.Contains(c.MaybeValue(), "compact"), true, nil
+	if err == nil {
+		var config kadm.ResourceConfig
+		config, err = configs.On(topic, nil)
+		err = cmp.Or(err, config.Err)
+		for _, c := range config.Configs {
+			if err == nil && c.Key == "cleanup.policy" {
+				return strings.Contains(c.MaybeValue(), "compact"), true, nil
+			}
 		}
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, kerr.TopicAuthorizationFailed) {
 		return true, false, fmt.Errorf("look up cleanup.policy of topic %q: %w", topic, err)
 	}
 	return true, false, nil

@@ -54,7 +54,7 @@ type Counts struct {
 	// Unpublishable can never have a record, or are dead letters.
 	Unpublishable int64 `json:"unpublishable"`
 
-	Pruned   int64 `json:"pruned"`   // records without a row: it was deleted, or they are of something else
+	Pruned   int64 `json:"pruned"`   // records without a row: it was deleted or is newer than the snapshot, or they are of something else
 	Replayed int64 `json:"replayed"` // records that a replay has published again
 	Foreign  int64 `json:"foreign"`  // records without an id: they are not walferry's
 	Repaired int64 `json:"repaired"` // of Missing

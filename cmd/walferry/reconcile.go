@@ -39,7 +39,7 @@ func reconcileCommand() *cobra.Command {
 			"that the rows go to from start to end, and compare: rows without a record (missing), records too many\n" +
 			"(duplicated), records that are not what their row becomes (different), and events of one key out of their\n" +
 			"order. What may have expired from a topic, or was compacted, is unknown, never missing. Records\n" +
-			"without a row are not judged: it was deleted.\n\n" +
+			"without a row are not judged: it was deleted, or is newer than the snapshot.\n\n" +
 			"Needs SELECT on the tables, and of the topics READ, DESCRIBE and DESCRIBE_CONFIGS; --repair WRITE. Takes\n" +
 			"nothing away from the bridge, which has to run: only what it has confirmed is compared. While it reads, Postgres\n" +
 			"cannot vacuum what has died since it began. Rows and records are kept as hashes, beyond --memory in files.\n\n" +
@@ -127,7 +127,7 @@ func (f *reconcileFlags) run(ctx context.Context, out io.Writer, path, name stri
 			bad.databases = append(bad.databases, db.Name)
 		}
 	}
-	if f.metrics != "" {
+	if f.metrics != "" && len(results) > 0 { // else what is there says how old it is
 		if err := writeReconcileMetrics(f.metrics, results); err != nil {
 			return err
 		}

@@ -18,6 +18,7 @@ import (
 	"github.com/walferry/walferry/bridge/config"
 	"github.com/walferry/walferry/bridge/reconcile"
 	"github.com/walferry/walferry/checkpoint"
+	"github.com/walferry/walferry/internal/servers"
 	"github.com/walferry/walferry/replication"
 )
 
@@ -333,4 +334,48 @@ func TestReconcileNeedsATableAndItsSlot(t *testing.T) {
 			t.Logf("%s: %v", c.name, err)
 		}
 	}
+}
+
+func testReconcileWithACLs(t *testing.T, broker *servers.Broker) {
+	w := newWorld(t, newest(t), func(c *config.Config) {
+		c.Kafka.Brokers = []string{broker.Addr()}
+		c.Kafka.DeadLetterTopic = "dead-letters-of-reconcile"
+	})
+	topic := w.createTopic("order", 1, nil)
+	w.deadLetterTopic()
+	for _, key := range []string{"1", "2"} {
+		w.insert(key, "{}")
+	}
+	p := w.publisher()
+	p.append(p.record(topic, "of something else", "1", "")) // of an empty topic nothing is read
+	p.flush()
+	w.confirmAll()
+	own := w.cfg.Kafka
+	w.cfg.Kafka = limited(t, broker)
+	w.cfg.Kafka.DeadLetterTopic = own.DeadLetterTopic
+	admin := adminOf(t, broker)
+	refused := func(topic string) {
+		t.Helper()
+		_, err := reconcile.Run(t.Context(), reconcile.Options{Options: w.options("", zerolog.Disabled), Memory: 1 << 20, Timeout: patience})
+		if err == nil || !strings.Contains(err.Error(), topic) || !strings.Contains(err.Error(), "`walferry reconcile` needs READ and DESCRIBE_CONFIGS") {
+			t.Errorf("%v, want one of topic %s", err, topic)
+		}
+	}
+	refused(w.cfg.Kafka.DeadLetterTopic)
+	grantLimited(t, admin, kadm.NewACLs().Topics(w.cfg.Kafka.DeadLetterTopic).Operations(kadm.OpRead))
+	refused(topic)
+	grantLimited(t, admin, kadm.NewACLs().Topics(topic).Operations(kadm.OpDescribe))
+	refused(topic)
+	grantLimited(t, admin, kadm.NewACLs().Topics(topic).Operations(kadm.OpRead))
+	refused(w.cfg.Checkpoint.Topic)
+	grantLimited(t, admin, kadm.NewACLs().Topics(w.cfg.Checkpoint.Topic).Operations(kadm.OpRead))
+	if r := w.reconciled(); r.Total.Unknown != 2 || !strings.Contains(strings.Join(r.Hints, " "), "grant the client DESCRIBE_CONFIGS") {
+		t.Errorf("without DESCRIBE_CONFIGS: %+v", r)
+	}
+	grantLimited(t, admin, kadm.NewACLs().Topics(topic).Operations(kadm.OpDescribeConfigs))
+	if r := w.reconciled(); r.Total.Missing != 2 {
+		t.Errorf("with all that it needs: %+v", r)
+	}
+	grantLimited(t, admin, kadm.NewACLs().Topics(topic).Operations(kadm.OpWrite))
+	w.repairs(2)
 }
