@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,6 +30,8 @@ type Keeper struct {
 	Events Events
 	// Due tells Run that events wait to be committed. It may be nil.
 	Due <-chan struct{}
+	// Kept is how long entries of the index are kept, a week at least.
+	Kept time.Duration
 
 	resumed replication.Progress
 	next    Checkpoint // what is the same in all of a session
@@ -176,9 +177,9 @@ func (k *Keeper) write(ctx context.Context, p replication.Progress) error {
 	}
 	k.tried = value
 	values := map[string][]byte{k.Key: value}
-	entry := c.Time.Truncate(indexEvery).Format(indexFormat)
+	entry := minute(c.Time)
 	if entry != k.entry {
-		k.index(values, &c, entry)
+		k.index(values, &c)
 	}
 	if err := k.Store.Write(ctx, values); err != nil {
 		return err
@@ -212,28 +213,4 @@ func (k *Keeper) trueSnapshot(pos replication.LSN) string {
 		k.snapshot, k.candidate = k.candidate.text, snapshot{}
 	}
 	return k.snapshot
-}
-
-// The index says for each ten minutes which LSN was reached, for one to go back to a time. Whoever opens checkpoints reads
-// that of all databases: a week in minutes would be 2.4 MB of each.
-const (
-	indexFormat = "2006-01-02T15:04Z"
-	indexEvery  = 10 * time.Minute
-	indexKept   = 7 * 24 * time.Hour
-)
-
-// index adds an entry, and tombstones for those that are too old.
-func (k *Keeper) index(values map[string][]byte, c *Checkpoint, entry string) {
-	prefix := k.Key + "/t/"
-	value, _ := json.Marshal(Entry{c.Pos, c.Time, c.Timeline, c.SystemID, limits(c.Snapshot)}) // it has only what can be encoded
-	values[prefix+entry] = value
-	held := k.Store.Values()
-	held[prefix+entry] = value
-	oldest := prefix + c.Time.Add(-indexKept).Format(indexFormat)
-	for key := range held {
-		if strings.HasPrefix(key, prefix) && key < oldest {
-			values[key] = nil
-			delete(held, key)
-		}
-	}
 }

@@ -12,13 +12,17 @@ import (
 // nextXID is, in a FROM list, the first transaction ID that the snapshot does not see any more, n, with its epoch.
 const nextXID = `(select pg_snapshot_xmax(pg_current_snapshot())::text::bigint as n) as x`
 
-// fullXID is the expression of a transaction ID with its epoch, bigint: of all numbers with these low 32 bits the highest
-// one below n. Those below 3 are not transactions, but mark rows that are as old as the cluster (transam.h). A row keeps its
-// ID when VACUUM freezes it, so of one that is 2^32 transactions old the result is too high.
-func fullXID(xid string) string {
+// FullXID is the SQL expression of a transaction ID with its epoch, bigint, for one of type xid: of all numbers with its 32
+// bits the highest one below next, a bigint. Those below 3 are not transactions, but mark rows that are as old as the cluster
+// (transam.h). A row keeps its ID when VACUUM freezes it, so of one that is 2^32 transactions old the result is too high.
+func FullXID(xid, next string) string {
 	return fmt.Sprintf(`case when %[1]s < 3 then %[1]s
-		when (x.n >> 32 << 32) + %[1]s < x.n then (x.n >> 32 << 32) + %[1]s else (x.n >> 32 << 32) + %[1]s - 4294967296 end`, xid+"::text::bigint")
+		when (%[2]s >> 32 << 32) + %[1]s < %[2]s then (%[2]s >> 32 << 32) + %[1]s
+		else (%[2]s >> 32 << 32) + %[1]s - 4294967296 end`, xid+"::text::bigint", next)
 }
+
+// fullXID is FullXID beside nextXID.
+func fullXID(xid string) string { return FullXID(xid, "x.n") }
 
 // Order says how the rows of a table are ordered.
 type Order int
@@ -39,11 +43,12 @@ func (o Order) String() string {
 		return "by the time of the commit, as the server's clock had it"
 	}
 	return "by transaction ID, which is the order in which transactions first wrote, not the order of their commits: " +
-		"events of one key may change places if their transactions ran at the same time"
+		"events of one key may change places if their transactions ran at the same time, or wrote them inside and outside of a savepoint"
 }
 
-// Order returns how Read orders the rows of a query. In any case the rows of one transaction come in the order of its
-// commands, unless somebody has tried to delete them since, and those of one command as they lie in the table.
+// Order returns how Read orders the rows of a query. Where it says nothing of two rows they come in the order of the
+// transaction's commands, unless somebody has tried to delete them since, and those of one command as they lie in the table.
+// A savepoint has a transaction ID of its own, which ByXID cannot tell from another transaction's.
 func (s *Snapshot) Order(q Query) Order {
 	switch {
 	case q.OrderColumn != "":
@@ -66,11 +71,15 @@ func (s *Snapshot) selectSQL(q Query, only bool) string {
 		column(c.ID), column(c.AggregateType), column(c.AggregateID), column(c.Type), column(c.Payload),
 	}
 	order := []string{fullXID("t.xmin"), "t.cmin::text::bigint", "t.tableoid", "t.ctid"}
-	switch s.Order(q) {
-	case ByColumn:
+	if s.CommitTimes {
+		// Before it was turned on no time was kept: those rows are the oldest. With a time the commands come first, for they
+		// are counted over all savepoints of a transaction.
+		order = append([]string{
+			committed + " nulls first", "case when " + committed + " is null then " + order[0] + " end", order[1],
+		}, order...)
+	}
+	if q.OrderColumn != "" {
 		order = append([]string{column(q.OrderColumn)}, order...)
-	case ByCommit: // it is not known of what was committed before it was turned on
-		order = append([]string{committed + " nulls first"}, order...)
 	}
 	return "select " + strings.Join(columns, ", ") + from(q, only) + " order by " + strings.Join(order, ", ")
 }

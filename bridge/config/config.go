@@ -62,6 +62,29 @@ type Database struct {
 	// ShutdownGrace bounds how long a fast shutdown of Postgres may be delayed for the same reason. Default 5s; 0s does
 	// not delay it.
 	ShutdownGrace time.Duration `yaml:"shutdown_grace" default:"5s"`
+	// Retain keeps WAL that is published, for `walferry replay`.
+	Retain Retain `yaml:"retain"`
+}
+
+// RetentionSlot returns the name of the slot that keeps WAL for replays, "" if none does.
+func (db *Database) RetentionSlot() string {
+	if db.Retain == (Retain{}) {
+		return ""
+	}
+	return db.Slot + retentionSuffix
+}
+
+// retentionSuffix makes a slot's name that of its retention slot.
+const retentionSuffix = "_retain"
+
+// Retain says how far back `walferry replay` can go: a second slot, its name the first one's with _retain behind it, keeps
+// the WAL, and the bridge moves it on. The first bound that is reached counts; without any there is no such slot. It costs the disk that
+// the WAL takes, and keeps VACUUM from removing old rows of the catalog. It needs [Checkpoint].
+type Retain struct {
+	// MaxBytes bounds the WAL between the slot and its end. Default 0B: no bound.
+	MaxBytes Size `yaml:"max_bytes"`
+	// MaxAge bounds how long ago what is kept was published, 1m to 720h. Default 0s: no bound.
+	MaxAge time.Duration `yaml:"max_age"`
 }
 
 // Outbox is one outbox table and the topic its rows go to.

@@ -40,11 +40,11 @@ func TestShapeErrors(t *testing.T) {
 			"w.yaml:3:5: databases[0].dsn is required, or else dsn_file",
 		}, "\n")},
 		{"list for a text", database("    topic: 1\n    password_file: [x]\n"), strings.Join([]string{
-			`w.yaml:7:5: unknown key "topic" in databases[0]: valid keys: name, dsn, dsn_file, password_file, slot, publication, outbox, messages, drain_timeout, shutdown_grace`,
+			`w.yaml:7:5: unknown key "topic" in databases[0]: valid keys: name, dsn, dsn_file, password_file, slot, publication, outbox, messages, drain_timeout, shutdown_grace, retain`,
 			"w.yaml:8:20: databases[0].password_file must be a text, not a list",
 		}, "\n")},
 		{"misspelt", database("    slott: x\n"), `w.yaml:7:5: unknown key "slott" in databases[0]: did you mean "slot"? ` +
-			"valid keys: name, dsn, dsn_file, password_file, slot, publication, outbox, messages, drain_timeout, shutdown_grace"},
+			"valid keys: name, dsn, dsn_file, password_file, slot, publication, outbox, messages, drain_timeout, shutdown_grace, retain"},
 		{"misspelt at the top", database("adnim: {}\n"), `w.yaml:7:1: unknown key "adnim" in the file: did you mean "admin"? valid keys: databases, kafka, delivery, checkpoint, admin, log`},
 		{"other case", database("log: {Level: info}\n"), `w.yaml:7:7: unknown key "Level" in log: did you mean "level"? valid keys: level, format`},
 		{"duplicate", database("    slot: x\n"), `w.yaml:7:5: duplicate key "slot" in databases[0]: it is set already on line 5`},
@@ -56,12 +56,12 @@ func TestShapeErrors(t *testing.T) {
 		},
 		{"alias", database("    password_file: *x\n"), "w.yaml:7:20: databases[0].password_file must be a text, not a YAML alias, anchor or tag: write the value itself"},
 		{"merge", database("    <<: *x\n"), `w.yaml:7:5: unknown key "<<" in databases[0]: ` +
-			"valid keys: name, dsn, dsn_file, password_file, slot, publication, outbox, messages, drain_timeout, shutdown_grace"},
+			"valid keys: name, dsn, dsn_file, password_file, slot, publication, outbox, messages, drain_timeout, shutdown_grace, retain"},
 		{"two documents", database("---\na: 1\n"), "w.yaml:8:1: only one YAML document may be in the file"},
 		{"marked document", "---\n" + database("...\n"), ""},
 		{"byte order mark and CRLF", "\ufeff" + strings.ReplaceAll(database("    outbx: 1 # x\n    slott: 1\n"), "\n", "\r\n"), strings.Join([]string{
-			`w.yaml:7:5: unknown key "outbx" in databases[0]: did you mean "outbox"? valid keys: name, dsn, dsn_file, password_file, slot, publication, outbox, messages, drain_timeout, shutdown_grace`,
-			`w.yaml:8:5: unknown key "slott" in databases[0]: did you mean "slot"? valid keys: name, dsn, dsn_file, password_file, slot, publication, outbox, messages, drain_timeout, shutdown_grace`,
+			`w.yaml:7:5: unknown key "outbx" in databases[0]: did you mean "outbox"? valid keys: name, dsn, dsn_file, password_file, slot, publication, outbox, messages, drain_timeout, shutdown_grace, retain`,
+			`w.yaml:8:5: unknown key "slott" in databases[0]: did you mean "slot"? valid keys: name, dsn, dsn_file, password_file, slot, publication, outbox, messages, drain_timeout, shutdown_grace, retain`,
 		}, "\n")},
 		{"columns count characters", database("log: {level: größe, format: ö}\n"), strings.Join([]string{
 			`w.yaml:7:14: log.level must be one of debug, info, warn, error, not "größe"`,

@@ -25,6 +25,8 @@ const (
 	maxInterval   = time.Minute
 	minRecord     = Size(1 << 10)
 	maxRecord     = Size(64 << 20)
+	minRetained   = time.Minute
+	maxRetained   = 30 * 24 * time.Hour
 	bufferRecords = 4 // the least number of largest records that MaxBuffered holds
 )
 
@@ -37,9 +39,15 @@ func (d *document) validate(c *Config) {
 		d.unique(names, path+".name", db.Name, "the file")
 		if at := d.connection(path, db); at != "" && db.Slot != "" {
 			d.unique(slots, path+".slot", at+" "+db.Slot, "its Postgres server")
+			if retention := db.RetentionSlot(); retention != "" {
+				d.unique(slots, path+".retain", at+" "+retention, "its Postgres server, as the name of a slot")
+			}
 		}
 	}
 	d.kafka("kafka", &c.Kafka)
+	for i := range c.Databases {
+		d.retain(fmt.Sprintf("databases[%d].retain", i), c, &c.Databases[i])
+	}
 	d.ownTopic("kafka.dead_letter_topic", c.Kafka.DeadLetterTopic, c.Databases)
 	if c.Kafka.DeadLetterTopic == c.Checkpoint.Topic && c.Checkpoint.Topic != "" {
 		d.errorf("kafka.dead_letter_topic", "must differ from checkpoint.topic")
@@ -180,6 +188,20 @@ func (d *document) checkpoint(path string, c *Config) {
 	d.ownTopic(path+".topic", c.Checkpoint.Topic, c.Databases)
 	if c.Checkpoint.Interval < minInterval || c.Checkpoint.Interval > maxInterval {
 		d.errorf(path+".interval", "must be from %v to %v, not %s", minInterval, maxInterval, d.quote(path+".interval"))
+	}
+}
+
+func (d *document) retain(path string, c *Config, db *Database) {
+	switch {
+	case db.RetentionSlot() == "":
+	case len(db.RetentionSlot()) > maxIdentifier:
+		d.errorf(path, "needs a slot named as the database's with %s behind it, which is longer than 63: shorten slot", retentionSuffix)
+	case c.Checkpoint.Topic == "":
+		d.errorf(path, "needs checkpoint.topic: what is kept is found by the positions in it")
+	case db.Retain.MaxAge != 0 && (db.Retain.MaxAge < minRetained || db.Retain.MaxAge > maxRetained):
+		d.errorf(path+".max_age", "must be from %v to %v, or 0s for no bound, not %s", minRetained, maxRetained, d.quote(path+".max_age"))
+	case db.Retain.MaxBytes == 0:
+		d.warnf(path+".max_bytes", "is 0: nothing bounds the WAL that is kept but its age, and a burst may fill the disk")
 	}
 }
 

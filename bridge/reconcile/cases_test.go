@@ -252,8 +252,10 @@ func TestReached(t *testing.T) {
 
 func TestSnapshots(t *testing.T) {
 	entry := func(pos replication.LSN, timeline uint32, text string) checkpoint.Entry {
-		return checkpoint.Entry{Pos: checkpoint.LSN{LSN: pos}, Time: time.Unix(int64(pos), 0), Timeline: timeline, Snapshot: text}
+		return checkpoint.Entry{Pos: checkpoint.LSN{LSN: pos}, Time: time.Unix(int64(pos), 0), SystemID: "7", Timeline: timeline, Snapshot: text}
 	}
+	other := entry(9, 2, "10:12:")
+	other.SystemID = "8"
 	for _, c := range []struct {
 		name    string
 		entries []checkpoint.Entry
@@ -262,10 +264,11 @@ func TestSnapshots(t *testing.T) {
 		{"none", nil, nil},
 		{"unreadable", []checkpoint.Entry{entry(1, 2, ""), entry(2, 2, "10"), entry(3, 2, "a:b:"), entry(4, 2, "12:10:"), entry(5, 2, "10:12:"), entry(6, 2, "20:30:21,25")}, []snapshot{{10, 12}, {20, 30}}},
 		{"of another timeline", []checkpoint.Entry{entry(1, 1, "10:12:"), entry(2, 2, "11:13:"), entry(3, 3, "14:15:")}, []snapshot{{11, 13}}},
+		{"of another cluster", []checkpoint.Entry{other, entry(1, 2, "11:13:")}, []snapshot{{11, 13}}},
 		{"IDs that go back", []checkpoint.Entry{entry(1, 2, "10:12:"), entry(2, 2, "5:13:"), entry(3, 2, "6:14:")}, []snapshot{{5, 13}, {6, 14}}},
 		{"positions that go back", []checkpoint.Entry{entry(9, 2, "10:12:"), entry(2, 2, "10:12:")}, []snapshot{{10, 12}}},
 	} {
-		if got := snapshots(c.entries, 2); !slices.Equal(got, c.want) {
+		if got := snapshots(c.entries, replication.Server{SystemID: "7", Timeline: 2}); !slices.Equal(got, c.want) {
 			t.Errorf("%s: %v, want %v", c.name, got, c.want)
 		}
 	}

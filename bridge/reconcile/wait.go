@@ -105,26 +105,20 @@ func (w *work) readHistory(ctx context.Context) error {
 		return err
 	}
 	values, err := checkpoint.Read(ctx, cfg)
-	if err != nil || values[cfg.Key] == nil {
-		return err
-	}
-	c, err := checkpoint.Parse(values[cfg.Key])
 	if err != nil {
 		return err
 	}
-	if c.SystemID == w.server.SystemID {
-		w.history = snapshots(checkpoint.Index(values, cfg.Key), w.server.Timeline)
-	}
+	w.history = snapshots(checkpoint.Index(values, cfg.Key), w.server)
 	return nil
 }
 
-// snapshots returns those of the entries that can be compared with rows: of this timeline, for a promotion may have given
-// transaction IDs a second time, and none from before the IDs went back, which is another cluster or an older copy of this one.
-func snapshots(entries []checkpoint.Entry, timeline uint32) (history []snapshot) {
+// snapshots returns those of the entries that can be compared with rows: of this cluster and timeline, for a promotion may have
+// given transaction IDs a second time, and none from before the IDs went back, as they do in an older copy of a server's files.
+func snapshots(entries []checkpoint.Entry, server replication.Server) (history []snapshot) {
 	last := replication.LSN(0)
 	for _, e := range entries {
 		s, ok := parseSnapshot(e.Snapshot)
-		if e.Timeline != timeline || !ok {
+		if e.SystemID != server.SystemID || e.Timeline != server.Timeline || !ok {
 			continue
 		}
 		if n := len(history); n > 0 && (s.xmax < history[n-1].xmax || s.xmin < history[n-1].xmin || e.Pos.LSN < last) {

@@ -116,7 +116,7 @@ func (r *recovery) readCandidates(ctx context.Context, to *spill.Sorter, dead de
 		}
 	}
 	if others > 0 {
-		broken = fmt.Errorf("%w (and %d more rows break it)", broken, others)
+		broken = fmt.Errorf("%w (and %d more)", broken, others)
 	}
 	for topic := range seen {
 		topics = append(topics, topic)

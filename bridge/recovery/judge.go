@@ -35,6 +35,10 @@ func (r *recovery) judge(ctx context.Context) error {
 		return err
 	}
 	shared, err := c.Shared(r.found)
+	if gap, ok := errors.AsType[*replication.GapError](err); ok && !gap.OtherServer {
+		return refuse("from that checkpoint follows nothing for this server. Drop the slot, if there is one; `walferry init --backfill --accept-gap` publishes every row that no topic has",
+			"slot %q: %s", r.Database.Slot, gap.Reason)
+	}
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
@@ -200,17 +201,33 @@ func (r *recovery) look(ctx context.Context) error {
 	return err
 }
 
-// lock makes sure that no other run is at work on the slot. Postgres lets go of it when the connection ends.
+const (
+	lockEvery = 100 * time.Millisecond
+	lockFor   = 5 * time.Second
+)
+
+// lock makes sure that no other run is at work on the slot. Postgres lets go of it when the connection ends; of one that was
+// killed that takes a moment.
 func (r *recovery) lock(ctx context.Context) error {
-	var mine bool
-	err := r.conn.QueryRow(ctx, `/* walferry:lock */ select pg_try_advisory_lock(hashtextextended('walferry recover ' || $1, 0))`, r.Database.Slot).Scan(&mine)
-	switch {
-	case err != nil:
-		return fmt.Errorf("lock the recovery of slot %q: %w", r.Database.Slot, err)
-	case !mine:
-		return refuse("wait for it, or end it: SELECT pid FROM pg_locks WHERE locktype = 'advisory'", "another walferry recovers slot %q", r.Database.Slot)
+	tick := time.NewTicker(lockEvery)
+	defer tick.Stop()
+	for began := time.Now(); ; {
+		var mine bool
+		err := r.conn.QueryRow(ctx, `/* walferry:lock */ select pg_try_advisory_lock(hashtextextended('walferry recover ' || $1, 0))`, r.Database.Slot).Scan(&mine)
+		switch {
+		case err != nil:
+			return fmt.Errorf("lock the recovery of slot %q: %w", r.Database.Slot, err)
+		case mine:
+			return nil
+		case time.Since(began) > lockFor:
+			return refuse("wait for it, or end it: SELECT pid FROM pg_locks WHERE locktype = 'advisory'", "another walferry recovers slot %q", r.Database.Slot)
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-tick.C:
+		}
 	}
-	return nil
 }
 
 // readSlot reads the slot and refuses one that cannot be recovered, or is in use.

@@ -22,7 +22,8 @@ func (r *recovery) topicsClient(ctx context.Context) (*kgo.Client, error) {
 	client, err := kgo.NewClient(append(opts,
 		kgo.WithContext(ctx),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
-		kgo.KeepControlRecords(), // the last record of a partition may be one
+		kgo.FetchMaxWait(500*time.Millisecond), // the end of a transaction does not end a broker's wait
+		kgo.KeepControlRecords(),               // the last record of a partition may be one
 	)...)
 	if err != nil {
 		return nil, fmt.Errorf("configure the Kafka client: %w", err)

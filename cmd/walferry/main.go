@@ -33,7 +33,7 @@ func execute(args []string) int {
 		RunE:          help,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
-	root.AddCommand(runCommand(), initCommand(), recoverCommand(), statusCommand(), poisonCommand(), reconcileCommand(), configCommand(), healthcheckCommand(), versionCommand())
+	root.AddCommand(runCommand(), initCommand(), statusCommand(), poisonCommand(), recoverCommand(), reconcileCommand(), configCommand(), healthcheckCommand(), versionCommand())
 	root.SetArgs(args)
 	err := root.Execute()
 	if err != nil {

@@ -135,6 +135,9 @@ func TestAWrongCommandLine(t *testing.T) {
 		{[]string{"poison", "dead-letter"}, "accepts 1 arg(s), received 0"},
 		{[]string{"poison", "dead-letter", "--config", one, "0/1"}, `"0/1" is not a position such as 7312345678901234567/1/0/15A1DB3/0`},
 		{[]string{"poison", "dead-letter", "--config", two, "7000/1/0/1/0"}, "the configuration has 2 databases: choose one with --database"},
+		{[]string{"recover", "shop"}, `unknown command "shop"`},
+		{[]string{"recover", "--config", two}, "the configuration has 2 databases: choose one with --database"},
+		{[]string{"recover", "--config", one, "--report", "/nowhere/report"}, "--report: open /nowhere/report"},
 		{[]string{"run", "--config", one, "--until-lsn", "nonsense"}, `--until-lsn: "nonsense" is not an LSN such as 16/B374D848`},
 		{[]string{"run", "--config", two, "--until-lsn", "0/1"}, "--until-lsn needs one database, the configuration has 2"},
 	} {
@@ -158,7 +161,7 @@ func TestHelp(t *testing.T) {
 			commands = append(commands, []string{name})
 		}
 	}
-	if got, want := len(commands), 10; got != want {
+	if got, want := len(commands), 11; got != want {
 		t.Errorf("%d commands, want %d: %q", got, want, commands)
 	}
 	for _, command := range commands {

@@ -2,6 +2,7 @@ package integration
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -117,6 +118,17 @@ func (r *running) awaitStall() {
 func (w *world) walsender() string {
 	w.t.Helper()
 	return w.query("SELECT coalesce(max(active_pid)::text, '') FROM pg_replication_slots WHERE slot_name = $1", w.prefix)
+}
+
+// awaitNoWalsender waits until the walsender has ended, and so has taken the last status update.
+func (w *world) awaitNoWalsender() {
+	w.t.Helper()
+	await(w.t, "the walsender to end", func() error {
+		if pid := w.walsender(); pid != "" {
+			return errors.New("it lives")
+		}
+		return nil
+	})
 }
 
 // awaitWalsender waits for a walsender that is not the one before, and returns its pid.

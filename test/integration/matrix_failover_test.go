@@ -33,9 +33,6 @@ type followed struct {
 	ends    []int  // of the ledger, before what the standby will not have
 }
 
-// physicalSlot is that of every standby.
-const physicalSlot = "standby"
-
 // newPair starts a primary with these settings, and a standby of it.
 func (f *faultRun) newPair(version string, opts servers.StandbyOptions, settings map[string]string) *pair {
 	f.Helper()
@@ -58,15 +55,6 @@ func (f *faultRun) newPair(version string, opts servers.StandbyOptions, settings
 		f.Fatal(err)
 	}
 	return p
-}
-
-// hosts returns the DSN of whichever of the servers takes writes.
-func hosts(list ...*servers.PG) string {
-	var addrs []string
-	for _, pg := range list {
-		addrs = append(addrs, fmt.Sprintf("127.0.0.1:%d", pg.Port()))
-	}
-	return fmt.Sprintf("postgres://postgres@%s/postgres?sslmode=disable&target_session_attrs=read-write", strings.Join(addrs, ","))
 }
 
 // follow makes a world whose bridge and writers look for the primary in this order, with slots for the bridge and for
@@ -329,7 +317,7 @@ func promoteWithoutSlot(f *faultRun) {
 			f.Fatal(err)
 		}
 		promoted := p.promote()
-		w.order("k", `"in the gap"`)
+		missed := w.order("k", `"in the gap"`)
 		_, stderr := w.bridge.exit(exitGap)
 		f.recoveries = append(f.recoveries, time.Since(promoted))
 		mustSayAll(f.T, stderr, missing, "walferry recover", "walferry init --accept-gap")
@@ -339,8 +327,8 @@ func promoteWithoutSlot(f *faultRun) {
 			f.Errorf("Postgres %s: %s slots, want none", version, n)
 		}
 		w.mustPublish("order", before)
-		walferry(f.T, "init", "--accept-gap", "--config", w.configFile("")).exit(0)
-		w.goesOn("", before)
+		walferry(f.T, "recover", "--config", w.configFile("")).exit(0)
+		w.goesOn("", concat(before, missed))
 	}
 	f.note("(from the promotion until it stopped)")
 }

@@ -53,17 +53,6 @@ func (w *world) deliver() []event {
 	return e
 }
 
-// awaitNoWalsender waits until the walsender has ended, and so has taken the last status update.
-func (w *world) awaitNoWalsender() {
-	w.t.Helper()
-	await(w.t, "the walsender to end", func() error {
-		if pid := w.walsender(); pid != "" {
-			return errors.New("it lives")
-		}
-		return nil
-	})
-}
-
 // mustBeCheckpointed fails if more is confirmed than the checkpoint says.
 func (w *world) mustBeCheckpointed() {
 	w.t.Helper()

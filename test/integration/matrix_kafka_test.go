@@ -417,13 +417,6 @@ func loseACL(f *faultRun) {
 	f.verify(l)
 }
 
-// transactionalID is what the checkpoints of a world are written with.
-func (w *world) transactionalID() string {
-	w.t.Helper()
-	db := w.cfg.Databases[0]
-	return "walferry/" + w.query("SELECT system_identifier::text FROM pg_control_system()") + "/" + db.Name + "/" + db.Slot
-}
-
 // loseCoordinator kills the coordinator of the bridge's transactions while they come and go, and then has the bridge stand
 // still for so long that the brokers abort the one that is open.
 func loseCoordinator(f *faultRun) {

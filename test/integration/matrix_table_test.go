@@ -18,7 +18,7 @@ func matrix() []matrixRow {
 		{9, "primary killed, standby with the slot promoted, Postgres 17 and 18", "C1-C4 C7 C10", failOver},
 		{10, "the standby that the walsender waits for is down", "C1-C4 C7 C10 state log", loseStandby},
 		{11, "a standby that lacks WAL is promoted, Postgres 17 and 18", "C1-C4 C7 C10 log", loseWAL},
-		{12, "promotion of a standby without the slot, Postgres 14-16 and 18", "exit code, no confirmation", promoteWithoutSlot},
+		{12, "promotion of a standby without the slot, recover, Postgres 14-16 and 18", "exit code, no confirmation, C1", promoteWithoutSlot},
 		{13, "slot dropped and created again, or advanced, Postgres 14 to 18", "exit code, no confirmation", recreateSlot},
 		{14, "slot lost by max_slot_wal_keep_size, in use and not", "exit code, state, log", together(map[string]func(*testing.T){"slot": TestSlotIsLost})},
 		{15, "idle_replication_slot_timeout of Postgres 18", "state", idleTimeout},
@@ -54,5 +54,6 @@ func matrix() []matrixRow {
 		{42, "cold start 2 GiB behind", "C1 C4 C9", coldStart},
 		{46, "planned switchover under load, Postgres 18", "C1-C4 C7 C10", switchOver},
 		{47, "the old primary comes back and takes writes, Postgres 18", "exit code, no confirmation", returnOfThePrimary},
+		{48, "slot lost 20 times under load, recover, Postgres 14 and 18", "C1-C4 C7", loseSlots},
 	}
 }

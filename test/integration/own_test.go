@@ -2,6 +2,8 @@ package integration
 
 import (
 	"context"
+	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/walferry/walferry/internal/servers"
@@ -23,4 +25,16 @@ func ownPostgres(t *testing.T, version string, opts servers.PostgresOptions) *se
 		}
 	})
 	return pg
+}
+
+// physicalSlot is that of every standby.
+const physicalSlot = "standby"
+
+// hosts returns the DSN of whichever of the servers takes writes.
+func hosts(list ...*servers.PG) string {
+	var addrs []string
+	for _, pg := range list {
+		addrs = append(addrs, fmt.Sprintf("127.0.0.1:%d", pg.Port()))
+	}
+	return fmt.Sprintf("postgres://postgres@%s/postgres?sslmode=disable&target_session_attrs=read-write", strings.Join(addrs, ","))
 }

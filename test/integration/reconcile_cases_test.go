@@ -40,13 +40,14 @@ func (w *world) deleteRecords(topic string, partition int32, before int64) {
 func (w *world) indexNow() {
 	w.t.Helper()
 	e := checkpoint.Entry{Pos: checkpoint.LSN{LSN: w.lsnOf("SELECT pg_current_wal_insert_lsn()::text")}, Time: time.Now(), Timeline: 1}
+	e.SystemID = w.query("SELECT system_identifier::text FROM pg_control_system()")
 	e.Snapshot = w.query("SELECT pg_snapshot_xmin(s) || ':' || pg_snapshot_xmax(s) || ':' FROM pg_current_snapshot() s")
 	value, err := json.Marshal(&e)
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	p := w.publisher()
-	key := fmt.Sprintf("shop/%s/t/%s", w.prefix, e.Time.UTC().Format(time.RFC3339Nano))
+	key := fmt.Sprintf("shop/%s/t/%s", w.prefix, e.Time.UTC().Format("2006-01-02T15:04:05.000000000Z"))
 	p.append(&kgo.Record{Topic: w.cfg.Checkpoint.Topic, Key: []byte(key), Value: value})
 	p.flush()
 }

@@ -261,3 +261,36 @@ func TestASnapshotNeedsSELECT(t *testing.T) {
 		}
 	})
 }
+
+// A transaction ID in a row has no epoch. That of the snapshot is given to it, or the one before where it would be of the future.
+func TestTransactionIDsAreGivenTheirEpoch(t *testing.T) {
+	onEveryPostgres(t, func(t *testing.T, admin string) {
+		w := bareWorld(t, admin, "", nil)
+		const epoch = 1 << 32
+		for _, c := range []struct{ xid, next, want int64 }{
+			{3, 4, 3},
+			{700, 701, 700},
+			{700, 700 + epoch, 700},
+			{700, 701 + epoch, 700 + epoch}, // next itself is not visible
+			{epoch - 1, epoch, epoch - 1},
+			{epoch - 1, 3 + epoch, epoch - 1},
+			{3, 3 + epoch, 3},
+			{3, 4 + epoch, 3 + epoch},
+			{epoch - 1, epoch + 1<<31, epoch - 1},
+			{epoch - 1, 2 * epoch, 2*epoch - 1},
+			{1 << 31, 3*epoch + 1<<31, 2*epoch + 1<<31},
+			{1 << 31, 3*epoch + 1<<31 + 1, 3*epoch + 1<<31},
+			{2, 3 * epoch, 2},
+			{1, 3 * epoch, 1},
+		} {
+			sql := fmt.Sprintf("SELECT (%s)::text FROM (VALUES ('%d'::xid)) AS t(xmin), (VALUES (%d::bigint)) AS x(n)", table.FullXID("t.xmin", "x.n"), c.xid, c.next)
+			if got := w.query(sql); got != fmt.Sprint(c.want) {
+				t.Errorf("transaction ID %d before %d is %s, want %d", c.xid, c.next, got, c.want)
+			}
+		}
+		full := w.query("SELECT pg_current_xact_id()::text")
+		if got := w.query("SELECT ("+table.FullXID("$1::text::xid", "(1 + $2::text::bigint)")+")::text", full, full); got != full {
+			t.Errorf("%s became %s", full, got)
+		}
+	})
+}
