@@ -36,8 +36,8 @@ func (w *world) deleteRecords(topic string, partition int32, before int64) {
 	}
 }
 
-// indexNow adds an entry to the index of the checkpoint, as a bridge does now and then.
-func (w *world) indexNow() {
+// indexNow adds an entry to the index of the checkpoint, as a bridge does each minute: that of a minute in the future.
+func (w *world) indexNow(minute int) {
 	w.t.Helper()
 	e := checkpoint.Entry{Pos: checkpoint.LSN{LSN: w.lsnOf("SELECT pg_current_wal_insert_lsn()::text")}, Time: time.Now(), Timeline: 1}
 	e.SystemID = w.query("SELECT system_identifier::text FROM pg_control_system()")
@@ -47,7 +47,7 @@ func (w *world) indexNow() {
 		w.t.Fatal(err)
 	}
 	p := w.publisher()
-	key := fmt.Sprintf("shop/%s/t/%s", w.prefix, e.Time.UTC().Format("2006-01-02T15:04:05.000000000Z"))
+	key := fmt.Sprintf("shop/%s/t/9999-01-01T00:%02dZ", w.prefix, minute)
 	p.append(&kgo.Record{Topic: w.cfg.Checkpoint.Topic, Key: []byte(key), Value: value})
 	p.flush()
 }
@@ -71,7 +71,7 @@ func published(t *testing.T, configs map[string]*string) (w *world, topic string
 	p := w.publisher()
 	for n := range 30 {
 		if n == 10 || n == 20 {
-			w.indexNow()
+			w.indexNow(n)
 		}
 		w.exec("INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload) VALUES ($1::int, 'order', 'k', 'T', to_jsonb($1::int))", n)
 		if n != 5 && n != 12 && n != 25 {
