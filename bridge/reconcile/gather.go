@@ -196,7 +196,7 @@ func (w *work) readTopics(ctx context.Context) error {
 	for name, starts := range start {
 		t := w.comparison.topics[w.numbers[name]]
 		if len(starts) != len(t.partitions) {
-			return fmt.Errorf("topic %q: %w", name, errMorePartitions)
+			return morePartitions(name)
 		}
 		for p, at := range starts {
 			t.partitions[p].start = at
@@ -210,7 +210,7 @@ func (w *work) record(k *kgo.Record) error {
 	number := w.numbers[k.Topic]
 	t := w.comparison.topics[number]
 	if int(k.Partition) >= len(t.partitions) {
-		return fmt.Errorf("topic %q: %w", k.Topic, errMorePartitions)
+		return morePartitions(k.Topic)
 	}
 	r := record{topic: number, partition: k.Partition, offset: k.Offset}
 	ours := false

@@ -11,6 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/walferry/walferry/internal/spill"
+	"github.com/walferry/walferry/replication"
 	"github.com/walferry/walferry/sink"
 	"github.com/walferry/walferry/table"
 )
@@ -193,7 +194,10 @@ func (f *found) of(n uint64, key twinKey) ([]defect, error) {
 // end makes sure that every defect has found its row.
 func (f *found) end() error {
 	if f.next != nil || len(f.pending) > 0 {
-		return errors.New("rows came in another order when they were read again, so not every defect could be looked up: run it again, while fewer rows are deleted")
+		return &replication.PreconditionError{
+			Reason: "the rows came in another order when they were read again, so that not every defect could be looked up",
+			Hint:   "run it again while fewer rows are deleted; what was repaired is not missing any more",
+		}
 	}
 	return nil
 }

@@ -2,7 +2,6 @@ package reconcile
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -129,4 +128,6 @@ func snapshots(entries []checkpoint.Entry, server replication.Server) (history [
 	return history
 }
 
-var errMorePartitions = errors.New("it was given more partitions meanwhile: run it again")
+func morePartitions(topic string) error {
+	return &replication.PreconditionError{Reason: fmt.Sprintf("topic %q was given more partitions while it was read", topic), Hint: "run it again"}
+}
