@@ -3,7 +3,6 @@ package reconcile
 import (
 	"errors"
 	"io"
-	"math"
 
 	"github.com/walferry/walferry/internal/spill"
 )
@@ -37,7 +36,7 @@ type comparison struct {
 	found  *spill.Sorter // defects, in the order of the rows
 	buffer []byte
 
-	missing struct{ low, high uint64 } // transaction IDs of the rows that are missing
+	youngest uint64 // transaction ID of the youngest row that is missing
 }
 
 func newComparison(dir string, memory int) *comparison {
@@ -291,14 +290,13 @@ func (c *comparison) defect(f *defect, r *row) error {
 // judge judges suspects.
 func (c *comparison) judge(step func() error) error {
 	var l lane
-	c.missing.low = math.MaxUint64
 	return each(c.late, step, func(b []byte) error {
 		s := readSuspect(b)
 		t := c.topics[s.row.topic]
 		certain := t.holds(s.row.partition, s.row.xid)
 		switch {
 		case s.missing && certain:
-			c.missing.low, c.missing.high = min(c.missing.low, s.row.xid), max(c.missing.high, s.row.xid)
+			c.youngest = max(c.youngest, s.row.xid)
 			return c.defect(&defect{kind: Missing, topic: s.row.topic, partition: s.row.partition, offset: -1, otherOffset: -1}, &s.row)
 		case s.missing:
 			t.counts.Unknown++

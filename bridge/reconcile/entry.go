@@ -44,8 +44,7 @@ type position struct {
 	index    uint64
 }
 
-// suspect is a row that has no record, or the first copy of an event in a partition, whose place among those of its key is to be
-// judged.
+// suspect is a row that has no record, or an event's first copy, whose place among those of its key is to be judged.
 type suspect struct {
 	row     row
 	missing bool

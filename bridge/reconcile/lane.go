@@ -6,9 +6,9 @@ import "cmp"
 // is repeated in its order, so first copies alone say in which order events came.
 //
 // Positions are the truth where records have them: they are the order of commits, of one cluster. Where they have none, because
-// kafka.position_header is off, it is the ranks of the rows, if the table has an order that is worth it: its order column, or the
-// times of its commits as far as they are apart. Ranks do not overrule positions: a sequence is drawn before the commit, so of two transactions
-// that ran at the same time the later one may have the lower number.
+// kafka.position_header is off, it is the ranks of the rows, if the table has an order that is worth it: its order column, or
+// the times of its commits as far as they are apart. Ranks do not overrule positions: a sequence is drawn before the commit,
+// so of two transactions that ran at the same time the later one may have the lower number.
 type lane struct {
 	topic     uint32
 	partition int32

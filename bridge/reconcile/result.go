@@ -119,12 +119,12 @@ func (w *work) advice(c *Counts) (hints []string) {
 			hints = append(hints, fmt.Sprintf(format, args...))
 		}
 	}
-	if c.Missing > 0 && len(w.history) > 0 && w.comparison.missing.high < w.history[0].xmin {
-		say(1, "all missing rows are older than the oldest position that the checkpoints remember: rows from before the slot was made were never published")
+	if c.Missing > 0 && len(w.history) > 0 && w.comparison.youngest < w.history[0].xmin {
+		say(1, "all missing rows are older than what the checkpoint remembers: were they written before the slot was made? `walferry init` does not publish such rows unless it is asked to")
 	}
 	say(c.Missing-c.Repaired, "`walferry reconcile --repair` publishes what is missing, behind what is there and marked with a header walferry-source: table")
 	say(c.Different, "a record that differs is of a row that was updated, of another event with the same id, or of a time when the configuration was another: --report names them")
-	say(c.OutOfOrder, "records are out of order by themselves after the brokers had refused some that others overtook; consumers that have read them know the wrong order")
+	say(c.OutOfOrder, "events of one key lie behind events that were committed after them, as they do when brokers refuse a record that others overtake: consumers have read them so, and nothing here mends it")
 	if !w.o.ExactlyOnce {
 		say(c.Duplicated, "delivery at_least_once allows duplicates: consumers have to know the id")
 	}

@@ -119,6 +119,9 @@ func (f *reconcileFlags) run(ctx context.Context, out io.Writer, path, name stri
 			Memory: int(f.memory), Dir: f.dir, Timeout: f.timeout, Progress: progressLines(os.Stderr, db.Name),
 		}
 		r, err := reconcile.Run(ctx, o)
+		if ctx.Err() != nil {
+			return errors.New("interrupted before everything was compared")
+		}
 		if err != nil { // the others can be compared all the same
 			failed = append(failed, err)
 			continue
