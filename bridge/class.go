@@ -116,7 +116,7 @@ var rules = []rule{
 	standbyIsAway,
 	as(func(e *pgconn.PgError) verdict { return sqlState(e.Code) }),
 	published,
-	is(Fatal, "grant the client WRITE, DESCRIBE and, for kafka.topics.create, CREATE on the topic; READ and DESCRIBE_CONFIGS as well on checkpoint.topic; and IDEMPOTENT_WRITE on clusters before 2.8",
+	is(Fatal, "grant the client WRITE, DESCRIBE and, for kafka.topics.create, CREATE on the topic; READ and DESCRIBE_CONFIGS as well on checkpoint.topic; and IDEMPOTENT_WRITE on clusters before 2.8; `walferry reconcile` needs READ and DESCRIBE_CONFIGS on all topics of events, READ and DESCRIBE on kafka.dead_letter_topic",
 		kerr.TopicAuthorizationFailed, kerr.ClusterAuthorizationFailed),
 	is(Fatal, "grant the client WRITE on transactional IDs that begin with walferry/", kerr.TransactionalIDAuthorizationFailed),
 	is(Fatal, "check kafka.sasl and the listener's mechanisms", kerr.SaslAuthenticationFailed, kerr.UnsupportedSaslMechanism, kerr.IllegalSaslState),

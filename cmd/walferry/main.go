@@ -33,7 +33,7 @@ func execute(args []string) int {
 		RunE:          help,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
-	root.AddCommand(runCommand(), initCommand(), statusCommand(), poisonCommand(), recoverCommand(), replayCommand(), checkpointCommand(), configCommand(), healthcheckCommand(), versionCommand())
+	root.AddCommand(runCommand(), initCommand(), statusCommand(), poisonCommand(), recoverCommand(), reconcileCommand(), replayCommand(), checkpointCommand(), configCommand(), healthcheckCommand(), versionCommand())
 	root.SetArgs(args)
 	err := root.Execute()
 	if err != nil {
@@ -63,6 +63,9 @@ func exitCode(err error) int {
 	}
 	if _, ok := errors.AsType[*usageError](err); ok {
 		return exitUsage
+	}
+	if _, ok := errors.AsType[*defectsError](err); ok {
+		return exitDefects
 	}
 	return 1
 }

@@ -355,6 +355,7 @@ func TestKafkaSecurity(t *testing.T) {
 	t.Run("SASL", func(t *testing.T) { testKafkaWithSASL(t, broker, ca) })
 	t.Run("ACLs", func(t *testing.T) { testKafkaWithACLs(t, broker) })
 	t.Run("ACLs of checkpoints", func(t *testing.T) { testCheckpointsWithACLs(t, broker) })
+	t.Run("ACLs of reconcile", func(t *testing.T) { testReconcileWithACLs(t, broker) })
 }
 
 func testKafkaOverTLS(t *testing.T, broker *servers.Broker, ca *authority) {

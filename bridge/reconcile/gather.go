@@ -1,0 +1,239 @@
+package reconcile
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/walferry/walferry/decode"
+	"github.com/walferry/walferry/sink"
+	"github.com/walferry/walferry/table"
+)
+
+// readDead reads which rows are dead letters of this slot.
+func (w *work) readDead(ctx context.Context) error {
+	name := w.o.Kafka.DeadLetterTopic
+	n, err := w.reader.partitions(ctx, name)
+	if err != nil || n == 0 {
+		return err
+	}
+	_, err = w.reader.read(ctx, []string{name}, func(k *kgo.Record) error {
+		h := headers(k)
+		if string(h["walferry-database"]) == w.o.Database.Name && string(h["walferry-slot"]) == w.o.Database.Slot {
+			w.dead[w.deadID(string(h["walferry-where"]), h["walferry-id"])] = true
+		}
+		return nil
+	}, func(int64, int64) {})
+	return err
+}
+
+func headers(k *kgo.Record) map[string][]byte {
+	h := make(map[string][]byte, len(k.Headers))
+	for _, header := range k.Headers {
+		h[header.Key] = header.Value
+	}
+	return h
+}
+
+// deadID identifies a row by table and id.
+func (w *work) deadID(where string, id []byte) ident {
+	return w.hash.ident(uint32(len(where)), append([]byte(where), id...))
+}
+
+// readTables adds the rows.
+func (w *work) readTables(ctx context.Context) error {
+	total := int64(0)
+	for i := range w.tables {
+		n, err := w.snapshot.Count(ctx, w.query(i))
+		if err != nil {
+			return err
+		}
+		total += n
+	}
+	report, done := w.progress(StageTables), int64(0)
+	err := w.eachRow(ctx, func(ordinal uint64, t *table.Row, k *kgo.Record) error {
+		done++
+		report(done, total)
+		r, err := w.row(ctx, ordinal, t, k)
+		if err != nil {
+			return err
+		}
+		return w.comparison.row(r)
+	})
+	report(total, total)
+	if !w.twice() {
+		w.closeSnapshot(ctx)
+	}
+	return err
+}
+
+func (w *work) query(source int) table.Query {
+	return table.Query{Table: w.tables[source], Source: source, OrderColumn: w.o.Database.Outbox[source].OrderColumn}
+}
+
+// eachRow visits every row that can be published, table by table, each in its order, with the record that it would become. The
+// others are counted.
+func (w *work) eachRow(ctx context.Context, visit func(ordinal uint64, t *table.Row, k *kgo.Record) error) error {
+	w.outside, w.rows = Counts{}, nil
+	ordinal := uint64(0)
+	for i := range w.tables {
+		q, read := w.query(i), int64(0)
+		refused := func() {
+			read++
+			w.outside.Rows++
+			w.outside.Unpublishable++
+		}
+		q.Broken = func(*table.RowError) error {
+			refused()
+			return nil
+		}
+		err := w.snapshot.Read(ctx, q, func(t *table.Row) error {
+			k, err := w.preview.Record(&t.Event)
+			if _, ok := errors.AsType[*sink.PoisonError](err); ok {
+				refused()
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			read++
+			ordinal++
+			return visit(ordinal, t, k)
+		})
+		if err != nil {
+			return err
+		}
+		w.rows = append(w.rows, TableResult{Table: where(w.tables[i]), Order: w.snapshot.Order(q).String(), Rows: read})
+	}
+	return nil
+}
+
+func where(t decode.Table) string { return t.Schema + "." + t.Name }
+
+// row makes what is kept of a row.
+func (w *work) row(ctx context.Context, ordinal uint64, t *table.Row, k *kgo.Record) (*row, error) {
+	number, err := w.number(ctx, k.Topic)
+	if err != nil {
+		return nil, err
+	}
+	r := &row{
+		id: w.hash.ident(number, t.Event.ID), topic: number, ordinal: ordinal,
+		content: w.content(k), key: w.hash.bytes(k.Key), xid: t.XID, source: uint16(t.Event.Source),
+	}
+	if n := len(w.comparison.topics[number].partitions); n > 0 {
+		r.partition = int32(w.partition(k, n))
+	}
+	switch w.snapshot.Order(w.query(t.Event.Source)) {
+	case table.ByColumn:
+		r.rank = ordinal
+	case table.ByCommit:
+		if !t.Committed.IsZero() {
+			r.rank = uint64(t.Committed.UnixMicro())
+		}
+	}
+	r.dead = len(w.dead) > 0 && w.dead[w.deadID(where(w.tables[t.Event.Source]), t.Event.ID)]
+	return r, nil
+}
+
+// commitSlack is by how many microseconds two commits must differ for their times to say which came first: a transaction
+// takes the time before it takes its place in the WAL.
+const commitSlack = 1_000_000
+
+// number returns the number of a topic, and looks it up if it is a new one.
+func (w *work) number(ctx context.Context, name string) (uint32, error) {
+	if n, ok := w.numbers[name]; ok {
+		return n, nil
+	}
+	partitions, err := w.reader.partitions(ctx, name)
+	if err != nil {
+		return 0, err
+	}
+	t := &topic{name: name, partitions: make([]partition, partitions)}
+	if partitions > 0 {
+		var known bool
+		if t.compacted, known, err = w.reader.compacted(ctx, name); err != nil {
+			return 0, err
+		}
+		if !known {
+			w.hints = append(w.hints, fmt.Sprintf("cleanup.policy of topic %s cannot be read, so no row is called missing there: grant the client DESCRIBE_CONFIGS on it", name))
+		}
+		w.reader.compact[name] = t.compacted
+	}
+	n := uint32(len(w.comparison.topics))
+	w.comparison.topics, w.numbers[name] = append(w.comparison.topics, t), n
+	return n, nil
+}
+
+// content hashes what a record carries of its event beside the id.
+func (w *work) content(k *kgo.Record) uint64 {
+	w.hash.begin()
+	w.hash.add(k.Key)
+	w.hash.add(k.Value)
+	for _, h := range k.Headers {
+		if h.Key != "" && slices.Contains(w.types, h.Key) {
+			w.hash.add([]byte(h.Key))
+			w.hash.add(h.Value)
+		}
+	}
+	return w.hash.sum()
+}
+
+// readTopics adds the records of the topics that rows go to.
+func (w *work) readTopics(ctx context.Context) error {
+	var names []string
+	for _, t := range w.comparison.topics {
+		if len(t.partitions) > 0 {
+			names = append(names, t.name)
+		}
+	}
+	start, err := w.reader.read(ctx, names, w.record, w.progress(StageTopics))
+	if err != nil {
+		return err
+	}
+	for name, starts := range start {
+		t := w.comparison.topics[w.numbers[name]]
+		if len(starts) != len(t.partitions) {
+			return morePartitions(name)
+		}
+		for p, at := range starts {
+			t.partitions[p].start = at
+		}
+	}
+	return nil
+}
+
+// record adds a record, or counts one that is none of ours.
+func (w *work) record(k *kgo.Record) error {
+	number := w.numbers[k.Topic]
+	t := w.comparison.topics[number]
+	if int(k.Partition) >= len(t.partitions) {
+		return morePartitions(k.Topic)
+	}
+	r := record{topic: number, partition: k.Partition, offset: k.Offset}
+	ours := false
+	for _, h := range k.Headers {
+		switch h.Key {
+		case idHeader:
+			if !ours {
+				r.id, ours = w.hash.ident(number, h.Value), true
+			}
+		case replayHeader:
+			r.replayed = true
+		case sourceHeader:
+			r.repaired = string(h.Value) == sourceTable
+		case w.o.Kafka.PositionHeader:
+			if p, err := decode.ParsePosition(string(h.Value)); err == nil {
+				r.at, r.positioned = position{w.hash.bytes([]byte(p.SystemID)), p.Timeline, uint64(p.CommitLSN), p.Index}, true
+			}
+		}
+	}
+	if !ours {
+		t.counts.Foreign++
+		return nil
+	}
+	r.content, r.key = w.content(k), w.hash.bytes(k.Key)
+	return w.comparison.record(&r)
+}
