@@ -138,6 +138,19 @@ func TestAWrongCommandLine(t *testing.T) {
 		{[]string{"recover", "shop"}, `unknown command "shop"`},
 		{[]string{"recover", "--config", two}, "the configuration has 2 databases: choose one with --database"},
 		{[]string{"recover", "--config", one, "--report", "/nowhere/report"}, "--report: open /nowhere/report"},
+		{[]string{"replay", "--config", one}, "give one of --from-lsn, --from-time, --from, --from-table and --resume"},
+		{[]string{"replay", "--config", one, "--from-lsn", "nonsense"}, `--from-lsn: "nonsense" is not an LSN such as 16/B374D848`},
+		{[]string{"replay", "--config", one, "--from-time", "yesterday"}, `--from-time: "yesterday" is neither a time such as`},
+		{[]string{"replay", "--config", one, "--from-time", "5m", "--to-time", "6m"}, "--to-time lies before --from-time"},
+		{[]string{"replay", "--config", one, "--from", "x", "--from-lsn", "0/1"}, "give one of --from-lsn"},
+		{[]string{"replay", "--config", one, "--from", "x", "--to", "nowhere"}, "--to must be kafka or stdout"},
+		{[]string{"replay", "--config", one, "--from", "x", "--in-place", "--topic-prefix", "y"}, "--in-place and --topic-prefix exclude each other"},
+		{[]string{"replay", "--config", one, "--from", "x", "--topic-prefix", ""}, "an empty --topic-prefix is --in-place"},
+		{[]string{"replay", "--config", one, "--resume", "x", "--from", "y"}, "--resume goes on as the replay began"},
+		{[]string{"replay", "--config", one, "--from-table", "--to-lsn", "0/1"}, "--from-table knows no LSNs"},
+		{[]string{"replay", "--config", two, "--from", "x"}, "the configuration has 2 databases: choose one with --database"},
+		{[]string{"checkpoint", "save"}, "accepts 1 arg(s), received 0"},
+		{[]string{"checkpoint", "save", "--config", one, "before/deploy"}, `"before/deploy" is not a name`},
 		{[]string{"run", "--config", one, "--until-lsn", "nonsense"}, `--until-lsn: "nonsense" is not an LSN such as 16/B374D848`},
 		{[]string{"run", "--config", two, "--until-lsn", "0/1"}, "--until-lsn needs one database, the configuration has 2"},
 	} {
@@ -155,13 +168,16 @@ func TestHelp(t *testing.T) {
 	}
 	_, list, _ := strings.Cut(root.stdout, "Available Commands:\n")
 	list, _, _ = strings.Cut(list, "\n\n")
-	commands := [][]string{{"config", "validate"}, {"poison", "show"}, {"poison", "dead-letter"}}
+	commands := [][]string{
+		{"config", "validate"}, {"poison", "show"}, {"poison", "dead-letter"}, {"replay", "window"},
+		{"checkpoint", "list"}, {"checkpoint", "show"}, {"checkpoint", "save"}, {"checkpoint", "forget"},
+	}
 	for _, line := range strings.Split(list, "\n") {
 		if name := strings.Fields(line)[0]; name != "completion" && name != "help" { // those are cobra's
 			commands = append(commands, []string{name})
 		}
 	}
-	if got, want := len(commands), 11; got != want {
+	if got, want := len(commands), 19; got != want {
 		t.Errorf("%d commands, want %d: %q", got, want, commands)
 	}
 	for _, command := range commands {
