@@ -40,6 +40,7 @@ type Stream struct {
 
 	conn    *pgconn.PgConn
 	frames  *frames
+	paced   *paced // nil: reads are not
 	slot    string
 	message Message
 	opened  time.Time
@@ -124,7 +125,12 @@ func (s *Stream) connect(ctx context.Context, cfg *pgx.ConnConfig, buffer int) (
 	if c.RuntimeParams["application_name"] == "" {
 		c.RuntimeParams["application_name"] = "walferry/" + s.slot
 	}
-	c.DialFunc = Paced(s.ending(c.DialFunc), buffer, s.Patience)
+	dial := Paced(s.ending(c.DialFunc), buffer, s.Patience)
+	c.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := dial(ctx, network, addr)
+		s.paced, _ = conn.(*paced) // of the last attempt, which is the one that succeeds
+		return conn, err
+	}
 	c.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
 		s.frames = newFrames(r, buffer)
 		return pgproto3.NewFrontend(s.frames, w)
