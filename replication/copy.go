@@ -23,7 +23,6 @@ func Copy(ctx context.Context, cfg Config, sql *pgx.Conn, name string) (*Stream,
 		s.Close(ctx)
 		return nil, err
 	}
-	s.publication = cfg.Publication
 	return s, nil
 }
 
@@ -59,13 +58,13 @@ func ReadTimelines(ctx context.Context, cfg *pgx.ConnConfig, server Server) (Tim
 
 // StartAt starts streaming what commits at or behind from, which must not be before Start: the server would begin there, and not say so.
 // From then on Start is from.
-func (s *Stream) StartAt(ctx context.Context, from LSN) error {
+func (s *Stream) StartAt(ctx context.Context, publication string, from LSN) error {
 	if from < s.Start {
 		return fmt.Errorf("slot %q has nothing before %s, and %s was asked for", s.slot, s.Start, from)
 	}
 	s.Start = from
 	s.updatedAt(time.Now()) // the server waits for the first update from the start on
-	if err := pglogrepl.StartReplication(ctx, s.conn, s.slot, from, options(s.publication)); err != nil {
+	if err := pglogrepl.StartReplication(ctx, s.conn, s.slot, from, options(publication)); err != nil {
 		return fmt.Errorf("start replication from slot %q at %s: %w", s.slot, from, err)
 	}
 	return nil

@@ -61,7 +61,11 @@ func (f *Feedback) Run(ctx context.Context) error {
 				return nil
 			}
 		}
-		if n := f.Stream.frames.reads.Load(); n != heard || !f.Stream.frames.waiting.Load() {
+		n, waiting := f.Stream.frames.reads.Load(), f.Stream.frames.waiting.Load()
+		if f.Stream.paced != nil {
+			f.Stream.paced.look(n != heard || waiting)
+		}
+		if n != heard || !waiting {
 			heard, lastHeard = n, now
 		}
 		quiet := now.Sub(lastHeard)

@@ -27,6 +27,36 @@ type paced struct {
 	pause    time.Duration
 
 	bytes, segments uint64 // received up to the last Read
+
+	fixed *receiveBuffer // nil: it grows as it likes
+	stall stall
+}
+
+// stall is how long nobody has read, or how long somebody has again, in looks of Feedback.
+type stall struct {
+	idle, busy int
+	free       bool // the receive buffer may grow
+}
+
+// After stallAfter looks without a Read nobody reads, and after readAgain looks with one somebody does: what has piled up is read then.
+const stallAfter, readAgain = 2, 10
+
+// look is told, ten times a second, whether somebody reads.
+func (c *paced) look(reads bool) {
+	s := &c.stall
+	if reads {
+		s.idle, s.busy = 0, s.busy+1
+	} else {
+		s.idle, s.busy = s.idle+1, 0
+	}
+	switch {
+	case !s.free && s.idle >= stallAfter:
+		s.free = true
+		c.fixed.free()
+	case s.free && s.busy >= readAgain:
+		s.free = false
+		c.fixed.fix()
+	}
 }
 
 // ReceiveBuffer is the SO_RCVBUF of a stream whose server is near, in bytes: small, so that it is full most
@@ -50,10 +80,13 @@ func Paced(dial pgconn.DialFunc, buffer int, patience func() time.Duration) pgco
 		if err != nil {
 			return nil, err
 		}
-		if received := tcpReceived(conn); received != nil {
-			return newPaced(conn, buffer, patience, received), nil
+		received, fixed := tcpReceived(conn)
+		if received == nil {
+			return conn, nil
 		}
-		return conn, nil
+		p := newPaced(conn, buffer, patience, received)
+		p.fixed = fixed
+		return p, nil
 	}
 }
 

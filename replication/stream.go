@@ -39,16 +39,16 @@ type Stream struct {
 	Start       LSN // confirmed_flush_lsn when the stream began
 	WALEnd      LSN // pg_current_wal_insert_lsn() then
 
-	conn        *pgconn.PgConn
-	frames      *frames
-	slot        string
-	publication string // of a copy
-	message     Message
-	opened      time.Time
-	updated     atomic.Int64 // time since opened, in nanoseconds, when the last status update was written
-	commit      int64        // of the current transaction, microseconds since 2000 by the server's clock
-	sent        int64        // of the last message, the same
-	asked       atomic.Bool  // the server wants a status update
+	conn    *pgconn.PgConn
+	frames  *frames
+	paced   *paced // nil: reads are not
+	slot    string
+	message Message
+	opened  time.Time
+	updated atomic.Int64 // time since opened, in nanoseconds, when the last status update was written
+	commit  int64        // of the current transaction, microseconds since 2000 by the server's clock
+	sent    int64        // of the last message, the same
+	asked   atomic.Bool  // the server wants a status update
 }
 
 // Message is one message of the walsender. It belongs to the Stream and is valid,
@@ -133,7 +133,12 @@ func (s *Stream) connect(ctx context.Context, cfg *pgx.ConnConfig, buffer int) (
 	if c.RuntimeParams["application_name"] == "" {
 		c.RuntimeParams["application_name"] = "walferry/" + s.slot
 	}
-	c.DialFunc = Paced(s.ending(c.DialFunc), buffer, s.Patience)
+	dial := Paced(s.ending(c.DialFunc), buffer, s.Patience)
+	c.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := dial(ctx, network, addr)
+		s.paced, _ = conn.(*paced) // of the last attempt, which is the one that succeeds
+		return conn, err
+	}
 	c.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
 		s.frames = newFrames(r, buffer)
 		return pgproto3.NewFrontend(s.frames, w)

@@ -154,7 +154,7 @@ func (r *run) open(ctx context.Context, conn *pgx.Conn) error {
 		r.stream.Close(ctx)
 		return err
 	}
-	if err := r.stream.StartAt(ctx, max(r.rng.From.LSN, r.from.Flushed)); err != nil {
+	if err := r.stream.StartAt(ctx, db.Publication, max(r.rng.From.LSN, r.from.Flushed)); err != nil {
 		r.stream.Close(ctx)
 		return err
 	}
