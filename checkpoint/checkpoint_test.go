@@ -3,6 +3,7 @@ package checkpoint
 import (
 	"encoding/json"
 	"errors"
+	"math"
 	"reflect"
 	"strings"
 	"testing"
@@ -191,5 +192,38 @@ func TestParseRefuses(t *testing.T) {
 		if _, ok := errors.AsType[*CorruptError](err); !ok {
 			t.Errorf("%q: %v, want a CorruptError", text, err)
 		}
+	}
+}
+
+func TestShared(t *testing.T) {
+	other, fork := written(3, 0x3000, 0, 0), written(3, 0x3000, 0, 0)
+	other.SystemID, fork.TimelineBegan.LSN = "7001", 0x1800
+	for _, test := range []struct {
+		name  string
+		from  *Checkpoint
+		want  replication.LSN
+		gap   string
+		other bool
+	}{
+		{"on the server's timeline", written(3, 0x3000, 0, 0), math.MaxUint64, "", false},
+		{"as far as the WAL goes", written(3, 0x3200, 0, 0), math.MaxUint64, "", false},
+		{"on one that was left behind it", written(2, 0x1f00, 0, 0), 0x2000, "", false},
+		{"on one that was left before it", written(2, 0x4000, 0, 0), 0x2000, "", false},
+		{"left inside of a transaction", written(2, 0x1f00, 0x4000, 7), 0x2000, "", false},
+		{"restored from an older copy", written(3, 0x3201, 0, 0), 0, "restored from an older copy", false},
+		{"restored, inside of a transaction", written(3, 0x3000, 0x3300, 5), 0, "restored from an older copy", false},
+		{"another cluster", other, 0, "system identifier 7001", true},
+		{"another timeline of that number", fork, 0, "another standby was promoted", true},
+		{"a timeline of another branch", written(4, 0x3000, 0, 0), 0, "timeline 4", true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			got, err := test.from.Shared(found(t, 0))
+			if got != test.want || (err == nil) != (test.gap == "") {
+				t.Fatalf("got %s, %v, want %s", got, err, test.want)
+			}
+			if gap, ok := errors.AsType[*replication.GapError](err); err != nil && (!ok || gap.OtherServer != test.other || gap.From != test.from.Pos.LSN || !strings.Contains(err.Error(), test.gap)) {
+				t.Errorf("got %v, want a gap: %s", err, test.gap)
+			}
+		})
 	}
 }

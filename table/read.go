@@ -138,12 +138,13 @@ func (r *Row) read(q Query, values [][]byte, hex bool) error {
 		}
 		r.Committed = time.UnixMicro(micros)
 	}
-	for column, value := range map[string][]byte{
-		q.Table.Columns.ID: r.Event.ID, q.Table.Columns.AggregateType: r.Event.AggregateType, q.Table.Columns.AggregateID: r.Event.AggregateID,
-	} {
-		if value == nil {
-			return r.Refuse(q.Table, column, "is NULL")
-		}
+	switch c := &q.Table.Columns; {
+	case r.Event.ID == nil:
+		return r.Refuse(q.Table, c.ID, "is NULL")
+	case r.Event.AggregateType == nil:
+		return r.Refuse(q.Table, c.AggregateType, "is NULL")
+	case r.Event.AggregateID == nil:
+		return r.Refuse(q.Table, c.AggregateID, "is NULL")
 	}
 	return nil
 }

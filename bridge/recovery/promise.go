@@ -7,7 +7,11 @@ func (r *recovery) promise(context.Context) error {
 	if r.reason != "" {
 		r.Say(r.reason)
 	}
-	r.Say("will publish every row that an outbox table holds and that no topic has: none of them is lost")
+	which := "that the slot has not sent"
+	if r.backfill {
+		which = "that they hold now"
+	}
+	r.Say("will publish the rows of the outbox tables " + which + ", but for those that a topic has: none of them is lost")
 	r.Say("cannot publish rows that were deleted before this, in the transaction that wrote them or later" + r.messages() + ": only the WAL had them")
 	if r.kept != nil {
 		r.Say("keeps the slot, which stands at " + r.slot.ConfirmedFlush.String() + ": what it will still send of the rows that are published now comes a second time")

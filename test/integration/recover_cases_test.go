@@ -481,3 +481,24 @@ func TestRecoverAfterAPromotionThatLosesWAL(t *testing.T) {
 	w.drainAll()
 	w.mustPublish("order", concat(published, missing, late))
 }
+
+// init says aloud what it leaves out, and does not when it is asked to.
+func TestBackfillCommand(t *testing.T) {
+	w := bareWorld(t, newest(t), "", nil)
+	w.exec("CREATE TABLE outbox (id uuid DEFAULT gen_random_uuid(), aggregatetype text, aggregateid text, type text, payload jsonb)")
+	want := concat(w.order("k", "1"), w.order("k", "2"))
+	path, report := w.configFile(""), filepath.Join(t.TempDir(), "report")
+	stdout, _ := walferry(t, "init", "--backfill", "--report", report, "--config", path).exit(0)
+	for _, part := range []string{`created publication "walferry"`, "that they hold now", "2 of them are in no topic", "created slot " + w.prefix, "sent 2 rows"} {
+		if !strings.Contains(stdout, part) {
+			t.Errorf("it does not say %q:\n%s", part, stdout)
+		}
+	}
+	if lines, err := os.ReadFile(report); err != nil || strings.Count(string(lines), "\n") != 2 {
+		t.Errorf("the report is %q, %v", lines, err)
+	}
+	mustExit(t, 1, []string{"init", "--backfill", "--config", path}, "exists already", "walferry recover")
+	want = concat(want, w.order("k", "3"))
+	walferry(t, "run", "--config", path, "--until-lsn", w.walEnd()).exit(0)
+	w.mustPublish("order", want)
+}
