@@ -383,3 +383,19 @@ func TestHashes(t *testing.T) {
 		contents[v] = name
 	}
 }
+
+func TestWhatIsADefect(t *testing.T) {
+	for _, c := range []struct {
+		counts             Counts
+		atLeast, exactOnce int64
+	}{
+		{Counts{Rows: 9, Records: 9, Unknown: 1, OrderUnknown: 1, Unpublishable: 1, Pruned: 1, Replayed: 1, Foreign: 1}, 0, 0},
+		{Counts{Duplicated: 2}, 0, 2},
+		{Counts{Missing: 3, Repaired: 3}, 0, 0},
+		{Counts{Missing: 3, Repaired: 1, Different: 10, OutOfOrder: 100, Duplicated: 1000}, 112, 1112},
+	} {
+		if a, e := c.counts.defects(false), c.counts.defects(true); a != c.atLeast || e != c.exactOnce {
+			t.Errorf("%+v: %d with at_least_once, %d with exactly_once", c.counts, a, e)
+		}
+	}
+}

@@ -149,6 +149,10 @@ func TestAWrongCommandLine(t *testing.T) {
 		{[]string{"replay", "--config", one, "--resume", "x", "--from", "y"}, "--resume goes on as the replay began"},
 		{[]string{"replay", "--config", one, "--from-table", "--to-lsn", "0/1"}, "--from-table knows no LSNs"},
 		{[]string{"replay", "--config", two, "--from", "x"}, "the configuration has 2 databases: choose one with --database"},
+		{[]string{"reconcile", "shop"}, `unknown command "shop"`},
+		{[]string{"reconcile", "--config", one, "--database", "nobody"}, `--database: the configuration has no database "nobody"`},
+		{[]string{"reconcile", "--config", one, "--report", "/nowhere/report"}, "--report: open /nowhere/report"},
+		{[]string{"reconcile", "--config", one, "--memory", "1kB"}, `invalid argument "1kB" for "--memory" flag: must be from 1.0 MiB to 1.0 TiB`},
 		{[]string{"checkpoint", "save"}, "accepts 1 arg(s), received 0"},
 		{[]string{"checkpoint", "save", "--config", one, "before/deploy"}, `"before/deploy" is not a name`},
 		{[]string{"run", "--config", one, "--until-lsn", "nonsense"}, `--until-lsn: "nonsense" is not an LSN such as 16/B374D848`},
@@ -209,7 +213,7 @@ func TestConfigurationsThatCannotBeUsed(t *testing.T) {
 kafka:
   brokers: [nowhere]
 `)
-	for _, command := range [][]string{{"run"}, {"init"}, {"init", "--print"}, {"status"}, {"poison", "show"}, {"poison", "dead-letter", "7000/1/0/1/0"}, {"config", "validate"}, {"healthcheck"}} {
+	for _, command := range [][]string{{"run"}, {"init"}, {"init", "--print"}, {"status"}, {"poison", "show"}, {"poison", "dead-letter", "7000/1/0/1/0"}, {"reconcile"}, {"config", "validate"}, {"healthcheck"}} {
 		walferry(t, append(command, "--config", missing)...).exits(exitConfig, "walferry: read the configuration: open "+missing)
 		s := walferry(t, append(command, "-c", invalid)...).exits(exitConfig,
 			"walferry: "+invalid+":4:11: databases[0].slot must be",
@@ -370,6 +374,8 @@ func TestExitCode(t *testing.T) {
 		{errors.Join(nil, stopped(bridge.Lost)), 66},
 		{errors.Join(stopped(bridge.Poison), stopped(bridge.Fatal)), 65},
 		{&usageError{errors.New("why")}, 64},
+		{&defectsError{[]string{"shop"}}, 68},
+		{errors.Join(stopped(bridge.Fatal)), 1},
 		{&configError{errors.New("why")}, 78},
 		{fmt.Errorf("load: %w", config.Errors{{Message: "why"}}), 78},
 	} {

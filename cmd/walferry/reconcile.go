@@ -230,7 +230,9 @@ func printResult(out io.Writer, r *reconcile.Result) error {
 		fmt.Fprintf(out, "  %d rows can never be published, or are dead letters\n", n)
 	}
 	for _, t := range r.Tables {
-		fmt.Fprintf(out, "  %s has %d rows, ordered %s\n", t.Table, t.Rows, t.Order)
+		if r.Total.Repaired > 0 {
+			fmt.Fprintf(out, "  rows of %s were published %s\n", t.Table, t.Order)
+		}
 	}
 	for _, hint := range r.Hints {
 		fmt.Fprintf(out, "  %s\n", hint)

@@ -339,6 +339,31 @@ func TestReconcileNeedsATableAndItsSlot(t *testing.T) {
 	}
 }
 
+// What a bridge repeats after it was killed are duplicates, in their order, and no defects.
+func TestReconcileOfABridgeThatIsKilled(t *testing.T) {
+	for _, delivery := range []string{atLeastOnce, exactlyOnce} {
+		t.Run(delivery, func(t *testing.T) {
+			w := newWorld(t, newest(t), func(c *config.Config) { c.Delivery = delivery })
+			load := w.startLoad(newSeed(t))
+			file := w.configFile("")
+			for range 5 {
+				c := walferry(t, "run", "--config", file)
+				load.more(100)
+				_ = c.cmd.Process.Kill()
+				<-c.done
+			}
+			walferry(t, "run", "--config", file)
+			r, report := w.reconcile(false)
+			c := r.Total
+			t.Logf("%d rows, %d duplicates", c.Rows, c.Duplicated)
+			if !r.Agree || c.Missing+c.Different+c.OutOfOrder+c.Unknown+c.OrderUnknown != 0 || c.Duplicated != int64(len(report)) ||
+				delivery == exactlyOnce && c.Duplicated != 0 {
+				t.Errorf("%+v: %+v", r, report)
+			}
+		})
+	}
+}
+
 // Rows of one transaction are ordered by the command that wrote them, a number that whoever deletes them overwrites: the second
 // time they come in another order.
 func TestReconcileRepairsTheRightRowsWhileOthersAreDeleted(t *testing.T) {
