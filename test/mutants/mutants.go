@@ -75,7 +75,7 @@ var mutants = []mutant{
 		name:    "flush-left-zero",
 		repeats: "the flush position is left 0, for which a library puts the write position: ConduitIO/conduit-connector-postgres#313, Trendyol/go-pq-cdc#81",
 		edits: []edit{{
-			"replication/stream.go",
+			"replication/feedback.go",
 			"for range 3 {\n\t\tb = binary.BigEndian.AppendUint64(b, uint64(lsn))",
 			"for i := range uint64(3) {\n\t\tb = binary.BigEndian.AppendUint64(b, uint64(lsn)*((i+1)%2))",
 		}},
