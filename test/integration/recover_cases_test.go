@@ -459,8 +459,11 @@ func TestRecoverAfterAPromotionThatLosesWAL(t *testing.T) {
 			return err
 		}
 		var xmin, after int
-		if _, err := fmt.Sscan(strings.Split(c.Snapshot, ":")[0]+" "+last, &xmin, &after); err != nil || xmin < after+20 {
-			return fmt.Errorf("it knows of %s, %v", c.Snapshot, err)
+		if _, err := fmt.Sscan(strings.Split(c.Snapshot, ":")[0]+" "+last, &xmin, &after); err != nil {
+			return err
+		}
+		if xmin < after+20 {
+			return errors.New("it knows of " + c.Snapshot)
 		}
 		return nil
 	})

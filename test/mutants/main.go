@@ -19,6 +19,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -44,7 +45,7 @@ func prove(ctx context.Context, out *log.Logger, run string, verbose bool) error
 		return err
 	}
 	var selected []mutant
-	for _, m := range mutants {
+	for _, m := range slices.Concat(mutants, ofRecovery) {
 		if names.MatchString(m.name) {
 			selected = append(selected, m)
 		}
