@@ -2,7 +2,6 @@ package recovery
 
 import (
 	"bytes"
-	"encoding/binary"
 	"fmt"
 	"slices"
 	"strings"
@@ -78,12 +77,12 @@ func TestBound(t *testing.T) {
 // Of any number of candidates those are missing whose identity was not published, however often it was, and whatever spills.
 func TestJoin(t *testing.T) {
 	for _, memory := range []int{1 << 20, 1} {
-		candidates, published := spill.New(t.TempDir(), identityBytes+ordinalBytes, memory), spill.New(t.TempDir(), identityBytes, memory)
+		candidates, published := spill.New(t.TempDir(), identityBytes, memory), spill.New(t.TempDir(), identityBytes, memory)
 		const n = 5000
 		for i := range n {
 			id := identity("t", []byte("k"), fmt.Append(nil, i))
 			if i != 77 { // a dead letter is a candidate without an identity
-				if err := candidates.Add(binary.BigEndian.AppendUint64(slices.Clone(id), uint64(i))); err != nil {
+				if err := candidates.Add(id); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -96,15 +95,15 @@ func TestJoin(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		m, err := join(candidates, published, n)
+		m, err := (&recovery{Options: Options{Dir: t.TempDir()}}).join(candidates, published)
 		if err != nil {
 			t.Fatal(err)
 		}
 		found := int64(0)
 		for i := range int64(n) {
 			want := i%3 == 0 && i != 77
-			if m.has(i) != want {
-				t.Fatalf("candidate %d is missing: %t, want %t", i, m.has(i), want)
+			if is, err := m.has(identity("t", []byte("k"), fmt.Append(nil, i))); is != want || err != nil {
+				t.Fatalf("candidate %d is missing: %t, %v, want %t", i, is, err, want)
 			}
 			if want {
 				found++
@@ -113,6 +112,7 @@ func TestJoin(t *testing.T) {
 		if m.n != found {
 			t.Errorf("%d are missing, want %d", m.n, found)
 		}
+		m.close()
 		if err := candidates.Close(); err != nil {
 			t.Error(err)
 		}

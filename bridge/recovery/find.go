@@ -21,7 +21,6 @@ import (
 const (
 	// identityBytes is the width of an identity. Of 10^9 different ones two are the same with a probability of 10^-21.
 	identityBytes = 16
-	ordinalBytes  = 8
 	// sorterMemory is what each of two sorters may have, in bytes.
 	sorterMemory = 8 << 20
 )
@@ -38,22 +37,9 @@ func identity(topic string, key, id []byte) []byte {
 	return h.Sum(nil)[:identityBytes]
 }
 
-// missing are the candidates that no topic has, by their ordinal.
-type missing struct {
-	bits []uint64
-	n    int64
-}
-
-func (m *missing) has(ordinal int64) bool { return m.bits[ordinal/64]>>(ordinal%64)&1 == 1 }
-
-func (m *missing) add(ordinal int64) {
-	m.bits[ordinal/64] |= 1 << (ordinal % 64)
-	m.n++
-}
-
 // find compares the candidates with what the topics hold.
 func (r *recovery) find(ctx context.Context) (*missing, error) {
-	candidates, published := spill.New(r.Dir, identityBytes+ordinalBytes, sorterMemory), spill.New(r.Dir, identityBytes, sorterMemory)
+	candidates, published := spill.New(r.Dir, identityBytes, sorterMemory), spill.New(r.Dir, identityBytes, sorterMemory)
 	defer func() { _, _ = candidates.Close(), published.Close() }() // what they have is of no use any more
 	client, err := r.topicsClient(ctx)
 	if err != nil {
@@ -64,7 +50,7 @@ func (r *recovery) find(ctx context.Context) (*missing, error) {
 	if err != nil {
 		return nil, err
 	}
-	total, topics, err := r.readCandidates(ctx, candidates, dead)
+	topics, err := r.readCandidates(ctx, candidates, dead)
 	if err != nil {
 		return nil, err
 	}
@@ -77,14 +63,14 @@ func (r *recovery) find(ctx context.Context) (*missing, error) {
 	if err != nil {
 		return nil, err
 	}
-	return join(candidates, published, total)
+	return r.join(candidates, published)
 }
 
-// readCandidates adds the candidates to a sorter, and returns how many there are and where they go. Before anything is changed it
+// readCandidates adds the candidates to a sorter, and returns where they go. Before anything is changed it
 // fails with a row that can never be published: a bridge halts before such a one as well.
-func (r *recovery) readCandidates(ctx context.Context, to *spill.Sorter, dead deadLetters) (total int64, topics []string, err error) {
+func (r *recovery) readCandidates(ctx context.Context, to *spill.Sorter, dead deadLetters) (topics []string, err error) {
 	preview := sink.NewPreview(r.SinkConfig())
-	seen, broken, others := map[string]bool{}, error(nil), 0
+	seen, broken, others, total := map[string]bool{}, error(nil), 0, int64(0)
 	for i, t := range r.tables {
 		q := r.query(i)
 		refuse := func(e *table.RowError) error {
@@ -106,13 +92,13 @@ func (r *recovery) readCandidates(ctx context.Context, to *spill.Sorter, dead de
 			}
 			if err == nil && !dead.has(t, string(row.Event.ID)) {
 				seen[rec.Topic] = true
-				err = to.Add(binary.BigEndian.AppendUint64(identity(rec.Topic, rec.Key, row.Event.ID), uint64(total)))
+				err = to.Add(identity(rec.Topic, rec.Key, row.Event.ID))
 			}
 			total++
 			r.progress(stageCandidates, total, r.report.Candidates)
 			return err
 		}); err != nil {
-			return 0, nil, err
+			return nil, err
 		}
 	}
 	if others > 0 {
@@ -122,7 +108,7 @@ func (r *recovery) readCandidates(ctx context.Context, to *spill.Sorter, dead de
 		topics = append(topics, topic)
 	}
 	slices.Sort(topics)
-	return total, topics, broken
+	return topics, broken
 }
 
 // deadLetters are events that were moved out of the way, by table and id.
@@ -160,8 +146,16 @@ func headerOf(r *kgo.Record, key string) (value []byte, ok bool) {
 
 // join returns the candidates of which no identity is among those that are published. Of candidates with one identity, which
 // consumers could not tell apart either, all count as published or none.
-func join(candidates, published *spill.Sorter, total int64) (*missing, error) {
-	m := &missing{bits: make([]uint64, total/64+1)}
+func (r *recovery) join(candidates, published *spill.Sorter) (_ *missing, err error) {
+	m, err := newMissing(r.Dir)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			m.close()
+		}
+	}()
 	left, err := candidates.Sorted()
 	if err != nil {
 		return nil, err
@@ -174,20 +168,21 @@ func join(candidates, published *spill.Sorter, total int64) (*missing, error) {
 	for {
 		candidate, err := left.Next()
 		if errors.Is(err, io.EOF) {
-			return m, nil
+			return m, m.end()
 		}
 		if err != nil {
 			return nil, err
 		}
-		id := candidate[:identityBytes]
-		for otherErr == nil && bytes.Compare(other, id) < 0 {
+		for otherErr == nil && bytes.Compare(other, candidate) < 0 {
 			other, otherErr = right.Next()
 		}
 		if otherErr != nil && !errors.Is(otherErr, io.EOF) {
 			return nil, otherErr
 		}
-		if otherErr != nil || !bytes.Equal(other, id) {
-			m.add(int64(binary.BigEndian.Uint64(candidate[identityBytes:])))
+		if otherErr != nil || !bytes.Equal(other, candidate) {
+			if err := m.add(candidate); err != nil {
+				return nil, err
+			}
 		}
 	}
 }

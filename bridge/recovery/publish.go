@@ -48,18 +48,22 @@ func (r *recovery) publish(ctx context.Context, m *missing) (err error) {
 			fail(err)
 		}
 	}
-	ordinal := int64(-1)
+	preview := sink.NewPreview(cfg)
 	for i := range r.tables {
 		q := r.query(i)
-		q.Broken = func(*table.RowError) error { // a dead letter
-			ordinal++
-			return nil
-		}
+		q.Broken = func(*table.RowError) error { return nil } // a dead letter
 		if err := r.snapshot.Read(ctx, q, func(row *table.Row) error {
-			if ordinal++; m.has(ordinal) {
-				return k.Publish(ctx, &row.Event, time.Now(), done)
+			rec, err := preview.Record(&row.Event)
+			if _, dead := errors.AsType[*sink.PoisonError](err); dead {
+				return nil
 			}
-			return nil
+			if err != nil {
+				return err
+			}
+			if is, err := m.has(identity(rec.Topic, rec.Key, row.Event.ID)); !is {
+				return err
+			}
+			return k.Publish(ctx, &row.Event, time.Now(), done)
 		}); err != nil {
 			return cmp.Or(context.Cause(ctx), err)
 		}

@@ -124,6 +124,7 @@ func (r *recovery) run(ctx context.Context) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer m.close()
 	r.report.Missing = m.n
 	r.tell("%d of them are in no topic", m.n)
 	if r.DryRun {

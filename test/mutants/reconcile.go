@@ -1,7 +1,7 @@
 package main
 
-// reconcileMutants are bugs of `walferry reconcile`.
-var reconcileMutants = []mutant{
+// ofReconcile are bugs of `walferry reconcile`.
+var ofReconcile = []mutant{
 	{
 		name:    "expired-is-missing",
 		repeats: "a row whose record has expired is called missing, and published again: ours",
