@@ -67,7 +67,7 @@ func (m *missing) has(id []byte) (bool, error) {
 		return false, nil
 	}
 	n, err := m.file.ReadAt(m.block, int64(at)*int64(len(m.block)))
-	if err != nil && err != io.EOF { //nolint:errorlint // ReadAt returns it as it is
+	if err != nil && err != io.EOF {
 		return false, fmt.Errorf("look up what is missing: %w", err)
 	}
 	of := func(i int) []byte { return m.block[i*identityBytes:][:identityBytes] }

@@ -173,8 +173,14 @@ func TestHelp(t *testing.T) {
 	_, list, _ := strings.Cut(root.stdout, "Available Commands:\n")
 	list, _, _ = strings.Cut(list, "\n\n")
 	commands := [][]string{
-		{"config", "validate"}, {"poison", "show"}, {"poison", "dead-letter"}, {"replay", "window"},
-		{"checkpoint", "list"}, {"checkpoint", "show"}, {"checkpoint", "save"}, {"checkpoint", "forget"},
+		{"config", "validate"},
+		{"poison", "show"},
+		{"poison", "dead-letter"},
+		{"replay", "window"},
+		{"checkpoint", "list"},
+		{"checkpoint", "show"},
+		{"checkpoint", "save"},
+		{"checkpoint", "forget"},
 	}
 	for _, line := range strings.Split(list, "\n") {
 		if name := strings.Fields(line)[0]; name != "completion" && name != "help" { // those are cobra's

@@ -45,7 +45,7 @@ func prove(ctx context.Context, out *log.Logger, run string, verbose bool) error
 		return err
 	}
 	var selected []mutant
-	for _, m := range slices.Concat(mutants, ofRecovery, ofReconcile) {
+	for _, m := range slices.Concat(mutants, ofTransactions, ofRecovery, ofReconcile) {
 		if names.MatchString(m.name) {
 			selected = append(selected, m)
 		}

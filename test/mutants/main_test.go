@@ -94,7 +94,7 @@ func TestOnlyAFailureForItsReasonKills(t *testing.T) {
 // A change of the code that a mutant replaces has to change the mutant as well.
 func TestEveryMutantFindsItsPlace(t *testing.T) {
 	l := &lab{root: filepath.Join("..", ".."), temp: t.TempDir()}
-	for _, m := range slices.Concat(mutants, ofRecovery, ofReconcile) {
+	for _, m := range slices.Concat(mutants, ofTransactions, ofRecovery, ofReconcile) {
 		if _, err := l.overlay(m); err != nil {
 			t.Errorf("%s: %v", m.name, err)
 		}
