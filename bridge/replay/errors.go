@@ -51,8 +51,10 @@ func (e *InterruptedError) Hint() string {
 	if e.ID == "" {
 		return "start it again"
 	}
-	return "`walferry replay --resume " + e.ID + "` goes on where it was"
+	return resumes(e.ID)
 }
+
+func resumes(id string) string { return "`walferry replay --resume " + id + "` goes on where it was" }
 
 // hinted is an error that says what to do.
 type hinted interface {

@@ -86,7 +86,11 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		err = &InterruptedError{r.resumable(), err}
 	}
-	return &r.report, explain(o.Options, err)
+	err = explain(o.Options, err)
+	if e, ok := errors.AsType[*bridge.Error](err); ok && e.Hint == "" && r.resumable() != "" {
+		e.Hint = resumes(r.id)
+	}
+	return &r.report, err
 }
 
 func (r *run) run(ctx context.Context, conn *pgx.Conn) (err error) {

@@ -19,6 +19,7 @@ import (
 	"github.com/walferry/walferry/bridge"
 	"github.com/walferry/walferry/bridge/config"
 	"github.com/walferry/walferry/bridge/replay"
+	"github.com/walferry/walferry/internal/servers"
 )
 
 // retaining makes a world keep WAL for replays.
@@ -390,4 +391,39 @@ func TestReplayIsInterrupted(t *testing.T) {
 	if rest, err := replay.Run(t.Context(), o); err != nil || !rest.Complete || rest.Events+report.Events < 5000 {
 		t.Errorf("%+v, %v; want the rest behind %d", rest, err, report.Events)
 	}
+}
+
+// A shutdown of Postgres does not wait for a replay, which never confirms anything.
+func TestReplayDoesNotHoldUpAShutdown(t *testing.T) {
+	pg := ownPostgres(t, "18", servers.PostgresOptions{})
+	w := retained(t, pg.DSN("postgres"), nil)
+	w.drainAll()
+	from := w.window().To.LSN
+	w.exec("INSERT INTO outbox (aggregatetype, aggregateid, type, payload) SELECT 'order', 'k', 'T', to_jsonb(n) FROM generate_series(1, 20000) n")
+	w.drainAll()
+	ended := make(chan error, 1)
+	go func() {
+		_, err := w.replaying(func(o *replay.Options) { o.Ask.FromLSN, o.Rate = from, 500 })
+		ended <- err
+	}()
+	await(t, "the replay to begin", func() error {
+		if len(w.window().Interrupted) == 0 {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	began := time.Now()
+	if err := pg.Stop("fast"); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("the shutdown took %s", took)
+	}
+	if err := <-ended; err == nil || !strings.Contains(err.Error(), "--resume") {
+		t.Errorf("the replay ended with %v, want to be told how to resume", err)
+	}
+	if err := pg.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.reconnect()
 }
