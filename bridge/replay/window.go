@@ -44,6 +44,10 @@ const skew = time.Minute
 // ReadWindow returns what can be replayed now.
 func ReadWindow(ctx context.Context, o bridge.Options) (w *Window, err error) {
 	err = with(ctx, o, func(conn *pgx.Conn) error {
+		known, err := read(ctx, o) // first: the end of WAL must not be older than the checkpoint
+		if err != nil {
+			return err
+		}
 		slot, err := replication.ReadSlot(ctx, conn, o.Database.RetentionSlot())
 		if err != nil {
 			return err
@@ -53,10 +57,6 @@ func ReadWindow(ctx context.Context, o bridge.Options) (w *Window, err error) {
 			return err
 		}
 		if err := slot.Check(server.Database); err != nil {
-			return err
-		}
-		known, err := read(ctx, o)
-		if err != nil {
 			return err
 		}
 		timelines, err := replication.ReadTimelines(ctx, conn.Config(), server)

@@ -417,7 +417,7 @@ func TestReconcileRepairsTheRightRowsWhileOthersAreDeleted(t *testing.T) {
 func testReconcileWithACLs(t *testing.T, broker *servers.Broker) {
 	w := newWorld(t, newest(t), func(c *config.Config) {
 		c.Kafka.Brokers = []string{broker.Addr()}
-		c.Kafka.DeadLetterTopic = "dead-letters-of-reconcile"
+		c.Kafka.DeadLetterTopic, c.Checkpoint.Topic = "dead-letters-of-reconcile", "checkpoints-of-reconcile" // of which nobody has granted anything
 	})
 	topic := w.createTopic("order", 1, nil)
 	w.deadLetterTopic()
