@@ -32,7 +32,7 @@ func (s *Stream) copy(ctx context.Context, slot, name string) (err error) {
 	}
 	results, err := s.conn.Exec(ctx, fmt.Sprintf("select lsn from pg_copy_logical_replication_slot(%s, %s, true)", QuoteLiteral(slot), QuoteLiteral(name))).ReadAll()
 	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok && pgErr.Code == "53400" {
-		return refuse("raise max_replication_slots and restart Postgres, or drop a slot that nobody needs", "there is no room for a copy of slot %q: all replication slots are in use", slot)
+		return Refuse("raise max_replication_slots and restart Postgres, or drop a slot that nobody needs", "there is no room for a copy of slot %q: all replication slots are in use", slot)
 	}
 	if err != nil {
 		return fmt.Errorf("copy slot %q: %w", slot, err)

@@ -105,13 +105,13 @@ func ReadServer(ctx context.Context, conn *pgx.Conn) (Server, error) {
 	case err != nil:
 		return s, fmt.Errorf("read the server's settings: %w", err)
 	case s.Version < 140000:
-		return s, refuse("walferry needs Postgres 14 or later", "the server is Postgres %d", s.Version/10000)
+		return s, Refuse("walferry needs Postgres 14 or later", "the server is Postgres %d", s.Version/10000)
 	case recovery:
 		return s, ErrInRecovery
 	case walLevel != "logical":
-		return s, refuse("logical replication needs: ALTER SYSTEM SET wal_level = 'logical'; then restart Postgres", "wal_level is %s", walLevel)
+		return s, Refuse("logical replication needs: ALTER SYSTEM SET wal_level = 'logical'; then restart Postgres", "wal_level is %s", walLevel)
 	case encoding == "SQL_ASCII":
-		return s, refuse("bytes that are not UTF-8 would stop the walsender for good; move the outbox to a database with a real encoding",
+		return s, Refuse("bytes that are not UTF-8 would stop the walsender for good; move the outbox to a database with a real encoding",
 			"database %q has encoding SQL_ASCII", s.Database)
 	}
 	return s, nil
@@ -161,12 +161,12 @@ func CheckPublication(ctx context.Context, conn *pgx.Conn, name string, tables [
 		from pg_catalog.pg_publication where pubname = $1`, name).Scan(&row, &inserts, &viaRoot)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
-		return nil, refuse("run `walferry init`, or create the publication and, after it, a new slot: a slot older than its publication cannot decode what lies between",
+		return nil, Refuse("run `walferry init`, or create the publication and, after it, a new slot: a slot older than its publication cannot decode what lies between",
 			"publication %q does not exist", name)
 	case err != nil:
 		return nil, fmt.Errorf("read publication %q: %w", name, err)
 	case !inserts:
-		return nil, refuse("ALTER PUBLICATION "+QuoteIdentifier(name)+" SET (publish = 'insert')", "publication %q does not publish inserts", name)
+		return nil, Refuse("ALTER PUBLICATION "+QuoteIdentifier(name)+" SET (publish = 'insert')", "publication %q does not publish inserts", name)
 	}
 	p := &Publication{Membership: Membership{publicationKey: row}}
 	for _, t := range tables {
@@ -199,29 +199,29 @@ func (p *Publication) add(ctx context.Context, conn *pgx.Conn, name string, viaR
 	quoted := QuoteIdentifier(name)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
-		return refuse("run `walferry init`, or correct outbox.table", "table %s does not exist", t)
+		return Refuse("run `walferry init`, or correct outbox.table", "table %s does not exist", t)
 	case err != nil:
 		return fmt.Errorf("read table %s: %w", t, err)
 	case kind == "p" && !viaRoot:
-		return refuse("ALTER PUBLICATION "+quoted+" SET (publish_via_partition_root = true)",
+		return Refuse("ALTER PUBLICATION "+quoted+" SET (publish_via_partition_root = true)",
 			"publication %q would publish the partitions of %s under their own names", name, t)
 	case persistence == "u":
-		return refuse(fmt.Sprintf("ALTER TABLE %s SET LOGGED", t), "table %s is unlogged, its rows are not in the WAL", t)
+		return Refuse(fmt.Sprintf("ALTER TABLE %s SET LOGGED", t), "table %s is unlogged, its rows are not in the WAL", t)
 	case pub == nil:
-		return refuse(fmt.Sprintf("ALTER PUBLICATION %s ADD TABLE %s; rows inserted before are not published by it", quoted, t),
+		return Refuse(fmt.Sprintf("ALTER PUBLICATION %s ADD TABLE %s; rows inserted before are not published by it", quoted, t),
 			"publication %q does not contain table %s", name, t)
 	case row == nil: // that it was published all the time could not be told
-		return refuse(fmt.Sprintf("ALTER PUBLICATION %s ADD TABLE %s", quoted, t), "publication %q contains table %s only by its schema", name, t)
+		return Refuse(fmt.Sprintf("ALTER PUBLICATION %s ADD TABLE %s", quoted, t), "publication %q contains table %s only by its schema", name, t)
 	case pub.RowFilter != nil:
-		return refuse("take the WHERE off the table: ALTER PUBLICATION … SET TABLE",
+		return Refuse("take the WHERE off the table: ALTER PUBLICATION … SET TABLE",
 			"publication %q filters the rows of %s, what it leaves out would be lost", name, t)
 	}
 	for _, c := range t.Columns {
 		if !slices.Contains(columns, c) {
-			return refuse("map the roles to the table's columns with outbox.columns; it has: "+strings.Join(columns, ", "), "table %s has no column %q", t, c)
+			return Refuse("map the roles to the table's columns with outbox.columns; it has: "+strings.Join(columns, ", "), "table %s has no column %q", t, c)
 		}
 		if pub.AttNames != nil && !slices.Contains(pub.AttNames, c) {
-			return refuse("take the column list off the table: ALTER PUBLICATION … SET TABLE", "publication %q leaves out column %q of %s", name, c, t)
+			return Refuse("take the column list off the table: ALTER PUBLICATION … SET TABLE", "publication %q leaves out column %q of %s", name, c, t)
 		}
 	}
 	p.OIDs = append(p.OIDs, oid)
@@ -235,7 +235,8 @@ type published struct {
 	RowFilter *string  `json:"rowfilter"`
 }
 
-func refuse(hint, format string, args ...any) error {
+// Refuse returns a *PreconditionError with what to do about it.
+func Refuse(hint, format string, args ...any) error {
 	return &PreconditionError{fmt.Sprintf(format, args...), hint}
 }
 

@@ -108,19 +108,19 @@ func (s *Slot) Check(database string) error {
 	const other = "choose another slot name, or drop that slot and run `walferry init`"
 	switch {
 	case s.kind != "logical":
-		return refuse(other, "slot %q is a %s slot", s.Name, s.kind)
+		return Refuse(other, "slot %q is a %s slot", s.Name, s.kind)
 	case s.plugin != "pgoutput":
-		return refuse(other, "slot %q uses the output plugin %q, walferry reads pgoutput", s.Name, s.plugin)
+		return Refuse(other, "slot %q uses the output plugin %q, walferry reads pgoutput", s.Name, s.plugin)
 	case s.twoPhase:
-		return refuse(other, "slot %q was created with two_phase, and would send transactions before their COMMIT PREPARED", s.Name)
+		return Refuse(other, "slot %q was created with two_phase, and would send transactions before their COMMIT PREPARED", s.Name)
 	case s.database != database:
-		return refuse("correct the database in the DSN or the slot's name",
+		return Refuse("correct the database in the DSN or the slot's name",
 			"slot %q belongs to database %q, the connection is to %q", s.Name, s.database, database)
 	case s.WALStatus == "lost" || s.InvalidationReason != "":
 		// All that Postgres 14 and 15 can lose a slot by is WAL that was removed.
 		return &SlotLostError{s.Name, cmp.Or(s.InvalidationReason, "wal_removed")}
 	case s.ConfirmedFlush == 0:
-		return refuse("its creation did not finish: "+other, "slot %q has no confirmed_flush_lsn", s.Name)
+		return Refuse("its creation did not finish: "+other, "slot %q has no confirmed_flush_lsn", s.Name)
 	}
 	return nil
 }

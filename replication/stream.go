@@ -338,7 +338,7 @@ func (e *MalformedError) Error() string {
 // tells it from other warnings with the same SQLSTATE; texts are translated.
 func notice(n *pgproto3.NoticeResponse) error {
 	if n.Code == "55000" && n.File == "pgoutput.c" {
-		return refuse("events of that period are not decodable: recreate the slot after the publication and publish what the table still holds",
+		return Refuse("events of that period are not decodable: recreate the slot after the publication and publish what the table still holds",
 			"the server leaves out the publication, for it did not exist when this WAL was written")
 	}
 	return nil

@@ -27,7 +27,7 @@ func (r *recovery) judge(ctx context.Context) error {
 		return r.judgeBackfill()
 	}
 	if r.value == nil {
-		return refuse("if rows may be in the table that were never published: drop the slot, if there is one, and run `walferry init --backfill`; if all that the slot has skipped is published: `walferry run --adopt-slot`, once",
+		return replication.Refuse("if rows may be in the table that were never published: drop the slot, if there is one, and run `walferry init --backfill`; if all that the slot has skipped is published: `walferry run --adopt-slot`, once",
 			"topic %q has no checkpoint %s: it is not known what was published", r.Checkpoint.Topic, cfg.Key)
 	}
 	c, err := checkpoint.Parse(r.value)
@@ -36,7 +36,7 @@ func (r *recovery) judge(ctx context.Context) error {
 	}
 	shared, err := c.Shared(r.found)
 	if gap, ok := errors.AsType[*replication.GapError](err); ok && !gap.OtherServer {
-		return refuse("from that checkpoint follows nothing for this server. Drop the slot, if there is one; `walferry init --backfill --accept-gap` publishes every row that no topic has",
+		return replication.Refuse("from that checkpoint follows nothing for this server. Drop the slot, if there is one; `walferry init --backfill --accept-gap` publishes every row that no topic has",
 			"slot %q: %s", r.Database.Slot, gap.Reason)
 	}
 	if err != nil {
@@ -51,7 +51,7 @@ func (r *recovery) judge(ctx context.Context) error {
 		resume, err := c.Resume(r.found)
 		gap, ok := errors.AsType[*replication.GapError](err)
 		if !ok {
-			return refuse("run `walferry run`: it goes on where it stopped", "slot %q is whole and agrees with its checkpoint: there is nothing to recover", r.Database.Slot)
+			return replication.Refuse("run `walferry run`: it goes on where it stopped", "slot %q is whole and agrees with its checkpoint: there is nothing to recover", r.Database.Slot)
 		}
 		r.reason, r.kept = gap.Error(), &kept{resume}
 	}
@@ -60,7 +60,7 @@ func (r *recovery) judge(ctx context.Context) error {
 
 // SlotExists is the error of a backfill that comes too late.
 func SlotExists(name string) error {
-	return refuse("`walferry recover` if it is lost; else `walferry reconcile --repair` publishes rows that are older than it",
+	return replication.Refuse("`walferry recover` if it is lost; else `walferry reconcile --repair` publishes rows that are older than it",
 		"slot %q exists already: what it does not send was decided when it was made", name)
 }
 
@@ -89,7 +89,7 @@ func (r *recovery) fence(ctx context.Context) error {
 		return err
 	}
 	if !bytes.Equal(r.store.Values()[cfg.Key], r.value) {
-		return refuse("stop the other walferry and try again", "somebody has written a checkpoint of slot %q meanwhile", r.Database.Slot)
+		return replication.Refuse("stop the other walferry and try again", "somebody has written a checkpoint of slot %q meanwhile", r.Database.Slot)
 	}
 	return nil
 }

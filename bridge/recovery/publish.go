@@ -129,7 +129,7 @@ func (r *recovery) unmoved(ctx context.Context) error {
 	case err != nil:
 		return err
 	case now.Active || now.ConfirmedFlush != r.slot.ConfirmedFlush:
-		return refuse("stop whatever uses it, and try again", "somebody has used slot %q meanwhile: it is at %s, and was at %s", r.Database.Slot, now.ConfirmedFlush, r.slot.ConfirmedFlush)
+		return replication.Refuse("stop whatever uses it, and try again", "somebody has used slot %q meanwhile: it is at %s, and was at %s", r.Database.Slot, now.ConfirmedFlush, r.slot.ConfirmedFlush)
 	}
 	return nil
 }
@@ -144,7 +144,7 @@ func (r *recovery) dropLost(ctx context.Context) error {
 		return err
 	}
 	if _, ok := errors.AsType[*replication.SlotLostError](now.Check(r.successor.Server.Database)); !ok {
-		return refuse("find out who made it, and run `walferry recover` again", "slot %q is another one now, which is not lost", r.Database.Slot)
+		return replication.Refuse("find out who made it, and run `walferry recover` again", "slot %q is another one now, which is not lost", r.Database.Slot)
 	}
 	if _, err := r.conn.Exec(ctx, `/* walferry:drop */ select pg_drop_replication_slot($1)`, r.Database.Slot); err != nil {
 		return fmt.Errorf("drop the lost slot %q: %w", r.Database.Slot, err)

@@ -166,7 +166,7 @@ func (r *recovery) close(ctx context.Context) {
 func (r *recovery) look(ctx context.Context) error {
 	name := r.Database.Slot
 	if r.Checkpoint.Topic == "" {
-		return refuse("set checkpoint.topic: from a checkpoint follows which rows may not have been published, and what a run that is killed has done",
+		return replication.Refuse("set checkpoint.topic: from a checkpoint follows which rows may not have been published, and what a run that is killed has done",
 			"checkpoint.topic is empty, and this needs checkpoints")
 	}
 	cfg, err := r.ConnConfig()
@@ -226,7 +226,7 @@ func (r *recovery) lock(ctx context.Context) error {
 		case mine:
 			return nil
 		case time.Since(began) > lockFor:
-			return refuse("wait for it, or end it: SELECT pid FROM pg_locks WHERE locktype = 'advisory'", "another walferry recovers slot %q", r.Database.Slot)
+			return replication.Refuse("wait for it, or end it: SELECT pid FROM pg_locks WHERE locktype = 'advisory'", "another walferry recovers slot %q", r.Database.Slot)
 		}
 		select {
 		case <-ctx.Done():
@@ -246,7 +246,7 @@ func (r *recovery) readSlot(ctx context.Context, database string) (err error) {
 		return err
 	}
 	if r.slot.Active {
-		return refuse("stop it first, and what restarts it; a bridge that has halted holds nothing",
+		return replication.Refuse("stop it first, and what restarts it; a bridge that has halted holds nothing",
 			"slot %q is held by %s", r.Database.Slot, replication.Holder(ctx, r.conn, r.Database.Slot))
 	}
 	err = r.slot.Check(database)
@@ -255,8 +255,4 @@ func (r *recovery) readSlot(ctx context.Context, database string) (err error) {
 		return nil
 	}
 	return err
-}
-
-func refuse(hint, format string, args ...any) error {
-	return &replication.PreconditionError{Reason: fmt.Sprintf(format, args...), Hint: hint}
 }

@@ -38,12 +38,9 @@ func (r *Range) passed(committed time.Time) bool {
 	return !r.Until.IsZero() && committed.Sub(r.Until) > skew
 }
 
-// resolve finds the range in the window. It fails with *OutsideError.
+// resolve finds the range in the window.
 func (a *Ask) resolve(w *Window, k *known, found checkpoint.Found) (r Range, err error) {
 	r.To = w.To
-	outside := func(format string, args ...any) error {
-		return &OutsideError{fmt.Sprintf(format, args...), *w}
-	}
 	what := ""
 	switch {
 	case a.FromName != "":
@@ -57,25 +54,25 @@ func (a *Ask) resolve(w *Window, k *known, found checkpoint.Found) (r Range, err
 		case err != nil:
 			return r, err
 		case saved.Pos.LSN > left:
-			return r, outside("checkpoint %q, at %s, lies in WAL that a promotion at %s has lost: it", a.FromName, saved.Pos, left)
+			return r, outside(w, "checkpoint %q, at %s, lies in WAL that a promotion at %s has lost: it", a.FromName, saved.Pos, left)
 		}
 		r.From, what = saved.Pos, fmt.Sprintf("checkpoint %q, at %s,", a.FromName, saved.Pos)
 	case !a.FromTime.IsZero():
 		at := w.before(a.FromTime.Add(-skew))
 		if at == nil {
-			return r, outside("time %s", a.FromTime.Format(time.RFC3339))
+			return r, outside(w, "time %s", a.FromTime.Format(time.RFC3339))
 		}
 		r.From, r.Since = at.Pos, a.FromTime
 	default:
 		r.From.LSN, what = a.FromLSN, "LSN "+a.FromLSN.String()
 	}
 	if r.From.LSN < w.From.LSN || r.From.LSN > w.To.LSN {
-		return r, outside("%s", what)
+		return r, outside(w, "%s", what)
 	}
 	switch {
 	case a.ToLSN != 0:
 		if r.To.LSN = a.ToLSN; a.ToLSN > w.To.LSN || a.ToLSN < r.From.LSN {
-			return r, outside("LSN %s", a.ToLSN)
+			return r, outside(w, "LSN %s", a.ToLSN)
 		}
 	case !a.ToTime.IsZero():
 		r.Until = a.ToTime // what was committed before and is not published yet, the bridge publishes
@@ -96,7 +93,7 @@ func (w *Window) before(at time.Time) (last *checkpoint.Entry) {
 func (k *known) saved(name string) (*checkpoint.Checkpoint, error) {
 	value := k.values[checkpoint.SavedKey(k.cfg.Key, name)]
 	if value == nil {
-		return nil, &UnknownNameError{name}
+		return nil, replication.Refuse("`walferry checkpoint list` shows those that are", "no checkpoint is saved as %q", name)
 	}
 	return checkpoint.Parse(value)
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/walferry/walferry/bridge"
 	"github.com/walferry/walferry/checkpoint"
+	"github.com/walferry/walferry/replication"
 )
 
 // Positions are what is known of where a bridge was, and when.
@@ -27,43 +28,33 @@ type Saved struct {
 func ReadPositions(ctx context.Context, o bridge.Options) (*Positions, error) {
 	k, err := read(ctx, o)
 	if err != nil {
-		return nil, explain(o, err)
+		return nil, bridge.Explain(o.Database.Name, err)
 	}
 	p := &Positions{Database: o.Database.Name, Current: k.current, Index: checkpoint.Index(k.values, k.cfg.Key)}
 	for _, name := range checkpoint.SavedNames(k.values, k.cfg.Key) {
 		saved, err := k.saved(name)
 		if err != nil {
-			return nil, explain(o, fmt.Errorf("checkpoint %q: %w", name, err))
+			return nil, bridge.Explain(o.Database.Name, fmt.Errorf("checkpoint %q: %w", name, err))
 		}
 		p.Saved = append(p.Saved, Saved{name, saved})
 	}
 	return p, nil
 }
 
-// TakenError is a name under which a checkpoint is saved already.
-type TakenError struct{ Name string }
-
-func (e *TakenError) Error() string {
-	return fmt.Sprintf("a checkpoint is saved as %q already", e.Name)
-}
-
-// Hint says what to do.
-func (*TakenError) Hint() string { return "choose another name, or --replace it" }
-
 // Save saves the present checkpoint under a name and returns it.
 func Save(ctx context.Context, o bridge.Options, name string, replace bool) (*checkpoint.Checkpoint, error) {
 	k, err := read(ctx, o)
 	if err != nil {
-		return nil, explain(o, err)
+		return nil, bridge.Explain(o.Database.Name, err)
 	}
 	if k.values[checkpoint.SavedKey(k.cfg.Key, name)] != nil && !replace {
-		return nil, explain(o, &TakenError{name})
+		return nil, bridge.Explain(o.Database.Name, replication.Refuse("choose another name, or --replace it", "a checkpoint is saved as %q already", name))
 	}
 	value, err := json.Marshal(k.current)
 	if err == nil {
 		err = checkpoint.Put(ctx, k.cfg, checkpoint.SavedKey(k.cfg.Key, name), value)
 	}
-	return k.current, explain(o, err)
+	return k.current, bridge.Explain(o.Database.Name, err)
 }
 
 // Forget removes a checkpoint that was saved.
@@ -75,5 +66,5 @@ func Forget(ctx context.Context, o bridge.Options, name string) error {
 	if err == nil {
 		err = checkpoint.Put(ctx, k.cfg, checkpoint.SavedKey(k.cfg.Key, name), nil)
 	}
-	return explain(o, err)
+	return bridge.Explain(o.Database.Name, err)
 }

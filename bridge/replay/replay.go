@@ -6,7 +6,6 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"io"
 	"sync"
 	"time"
@@ -84,9 +83,9 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 		err = cmp.Or(context.Cause(ctx), err)
 	}
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
-		err = &InterruptedError{r.resumable(), err}
+		err = stopped(r.resumable(), err)
 	}
-	err = explain(o.Options, err)
+	err = bridge.Explain(o.Database.Name, err)
 	if e, ok := errors.AsType[*bridge.Error](err); ok && e.Hint == "" && r.resumable() != "" {
 		e.Hint = resumes(r.id)
 	}
@@ -191,7 +190,7 @@ func (r *run) locate() error {
 	}
 	if r.Resume != "" {
 		if r.from.Flushed < w.From.LSN {
-			return &OutsideError{fmt.Sprintf("replay %s, which has come to %s,", r.id, r.from.Flushed), *w}
+			return outside(w, "replay %s, which has come to %s,", r.id, r.from.Flushed)
 		}
 		return nil
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/walferry/walferry/checkpoint"
+	"github.com/walferry/walferry/replication"
 )
 
 // State is a replay that has not come to its end: what it needs to go on. It lies beside the checkpoint.
@@ -31,23 +32,11 @@ const replayKey = "/replay/"
 // keepEvery is how often what is reached is kept: after a kill so much comes again.
 const keepEvery = time.Second
 
-// UnknownReplayError is an ID of no replay that could go on.
-type UnknownReplayError struct{ ID string }
-
-func (e *UnknownReplayError) Error() string {
-	return fmt.Sprintf("there is no replay %q to resume: it came to its end, or never began", e.ID)
-}
-
-// Hint says what to do.
-func (e *UnknownReplayError) Hint() string {
-	return "`walferry replay window` lists those that can be resumed"
-}
-
 // state returns a replay that was interrupted.
 func (k *known) state(id string) (*State, error) {
 	value := k.values[k.cfg.Key+replayKey+id]
 	if value == nil {
-		return nil, &UnknownReplayError{id}
+		return nil, replication.Refuse("`walferry replay window` lists those that can be", "there is no replay %q to resume: it came to its end, or never began", id)
 	}
 	var s State
 	if err := json.Unmarshal(value, &s); err != nil || s.ID != id {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/walferry/walferry/bridge"
 	"github.com/walferry/walferry/replication"
 	"github.com/walferry/walferry/table"
 )
@@ -31,9 +32,9 @@ func FromTable(ctx context.Context, o Options) (*Report, error) {
 		err = cmp.Or(context.Cause(ctx), err)
 	}
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
-		err = &InterruptedError{"", err}
+		err = stopped("", err)
 	}
-	return &r.report, explain(o.Options, err)
+	return &r.report, bridge.Explain(o.Database.Name, err)
 }
 
 func (r *run) fromTable(ctx context.Context) error {
@@ -50,10 +51,8 @@ func (r *run) fromTable(ctx context.Context) error {
 	}
 	defer snapshot.Close(ctx)
 	if !snapshot.CommitTimes && !(r.Ask.FromTime.IsZero() && r.Ask.ToTime.IsZero()) {
-		return &replication.PreconditionError{
-			Reason: "when a row was committed is not known: track_commit_timestamp is off",
-			Hint:   "leave the times out, and all rows are replayed; to have them in the future: ALTER SYSTEM SET track_commit_timestamp = on; then restart Postgres",
-		}
+		return replication.Refuse("leave the times out, and all rows are replayed; to have them in the future: ALTER SYSTEM SET track_commit_timestamp = on; then restart Postgres",
+			"when a row was committed is not known: track_commit_timestamp is off")
 	}
 	if r.out, err = r.output(ctx); err != nil {
 		return err

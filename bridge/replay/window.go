@@ -66,13 +66,14 @@ func ReadWindow(ctx context.Context, o bridge.Options) (w *Window, err error) {
 		w, err = known.window(o.Database.RetentionSlot(), slot.ConfirmedFlush, checkpoint.Found{SystemID: server.SystemID, Timelines: timelines, WALEnd: slot.SnapshotLSN})
 		return err
 	})
-	return w, explain(o, err)
+	return w, bridge.Explain(o.Database.Name, err)
 }
 
 // with connects to the database of which WAL is kept.
 func with(ctx context.Context, o bridge.Options, do func(*pgx.Conn) error) error {
 	if o.Database.RetentionSlot() == "" {
-		return &NoRetentionError{o.Database.Name}
+		return replication.Refuse("set retain.max_bytes, retain.max_age or both, and run `walferry init`: from then on it is; what is still in the outbox table: --from-table",
+			"no WAL is kept for replays of database %q", o.Database.Name)
 	}
 	cfg, err := o.ConnConfig()
 	if err != nil {
