@@ -144,19 +144,3 @@ func eachPosition(cmd *cobra.Command, do func(context.Context, bridge.Options, i
 	path, database := configFlag(cmd), databaseFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return eachDatabase(cmd, *path, *database, do) }
 }
-
-// eachDatabase does something that needs no more than a minute for each database of that name, or all.
-func eachDatabase(cmd *cobra.Command, path, name string, do func(context.Context, bridge.Options, io.Writer) error) error {
-	cfg, databases, err := chosen(path, name)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(cmd.Context(), time.Minute)
-	defer cancel()
-	for _, db := range databases {
-		if err := do(ctx, options(cfg, db), cmd.OutOrStdout()); err != nil {
-			return err
-		}
-	}
-	return nil
-}

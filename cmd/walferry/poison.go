@@ -40,20 +40,14 @@ func poisonShowCommand() *cobra.Command {
 	}
 	path, name := configFlag(cmd), databaseFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		cfg, databases, err := chosen(*path, *name)
-		if err != nil {
-			return err
-		}
-		ctx, cancel := context.WithTimeout(cmd.Context(), time.Minute)
-		defer cancel()
-		for _, db := range databases {
-			p, err := bridge.ReadPoison(ctx, options(cfg, db))
+		return eachDatabase(cmd, *path, *name, func(ctx context.Context, o bridge.Options, w io.Writer) error {
+			p, err := bridge.ReadPoison(ctx, o)
 			if err != nil {
-				return bridge.Explain(db.Name, err)
+				return bridge.Explain(o.Database.Name, err)
 			}
-			printPoison(cmd.OutOrStdout(), *path, db.Name, p)
-		}
-		return nil
+			printPoison(w, *path, o.Database.Name, p)
+			return nil
+		})
 	}
 	return cmd
 }
@@ -103,24 +97,21 @@ func deadLetterCommand() *cobra.Command {
 		if err != nil {
 			return &usageError{err}
 		}
-		cfg, databases, err := chosen(*path, *name)
+		cfg, db, err := chosenOne(*path, *name)
 		if err != nil {
 			return err
-		}
-		if len(databases) != 1 {
-			return &usageError{fmt.Errorf("the configuration has %d databases: choose one with --database", len(databases))}
 		}
 		ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 		defer stop()
 		ctx, cancel := context.WithTimeout(ctx, *timeout)
 		defer cancel()
-		l, err := bridge.MoveToDeadLetters(ctx, options(cfg, databases[0]), at)
+		l, err := bridge.MoveToDeadLetters(ctx, options(cfg, db), at)
 		if err != nil {
 			return err
 		}
 		fmt.Fprintf(cmd.OutOrStdout(), "%s: event %s of %s (%d bytes, committed %s: %s) is at offset %d of partition %d of topic %s\n"+
 			"restart walferry: it passes over the event\n",
-			databases[0].Name, at, l.Where, l.Size, l.Committed.UTC().Format(time.RFC3339), l.Reason, l.Offset, l.Partition, l.Topic)
+			db.Name, at, l.Where, l.Size, l.Committed.UTC().Format(time.RFC3339), l.Reason, l.Offset, l.Partition, l.Topic)
 		return nil
 	}
 	return cmd
@@ -145,6 +136,34 @@ func chosen(path, name string) (cfg *config.Config, databases []config.Database,
 		return nil, nil, &usageError{fmt.Errorf("--database: the configuration has no database %q", name)}
 	}
 	return cfg, databases, nil
+}
+
+// eachDatabase does something that needs no more than a minute for each database of that name, or all.
+func eachDatabase(cmd *cobra.Command, path, name string, do func(context.Context, bridge.Options, io.Writer) error) error {
+	cfg, databases, err := chosen(path, name)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(cmd.Context(), time.Minute)
+	defer cancel()
+	for _, db := range databases {
+		if err := do(ctx, options(cfg, db), cmd.OutOrStdout()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// chosenOne is chosen for a command that is about one database.
+func chosenOne(path, name string) (cfg *config.Config, db config.Database, err error) {
+	cfg, databases, err := chosen(path, name)
+	if err == nil && len(databases) != 1 {
+		err = &usageError{fmt.Errorf("the configuration has %d databases: choose one with --database", len(databases))}
+	}
+	if err != nil {
+		return nil, db, err
+	}
+	return cfg, databases[0], nil
 }
 
 // options are those of a command that looks at a database; it logs warnings only.

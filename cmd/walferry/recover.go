@@ -38,12 +38,9 @@ func recoverCommand() *cobra.Command {
 	report := reportFlag(cmd)
 	timeout := cmd.Flags().Duration("timeout", 0, "give up after this `duration`; 0 does not")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		cfg, databases, err := chosen(*path, *name)
+		cfg, db, err := chosenOne(*path, *name)
 		if err != nil {
 			return err
-		}
-		if len(databases) != 1 {
-			return &usageError{fmt.Errorf("the configuration has %d databases: choose one with --database", len(databases))}
 		}
 		ctx, stop := untilSignalled(cmd.Context())
 		defer stop()
@@ -52,7 +49,7 @@ func recoverCommand() *cobra.Command {
 			ctx, cancel = context.WithTimeout(ctx, *timeout)
 			defer cancel()
 		}
-		return recovering(cfg, databases[0], *report, cmd.OutOrStdout(), func(o recovery.Options) (*recovery.Report, error) {
+		return recovering(cfg, db, *report, cmd.OutOrStdout(), func(o recovery.Options) (*recovery.Report, error) {
 			o.DryRun = *dryRun
 			return recovery.Run(ctx, o)
 		})

@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pglogrepl"
 	"github.com/spf13/cobra"
 
+	"github.com/walferry/walferry/bridge"
 	"github.com/walferry/walferry/bridge/replay"
 )
 
@@ -68,14 +69,11 @@ func replayCommand() *cobra.Command {
 		if err != nil {
 			return &usageError{err}
 		}
-		cfg, databases, err := chosen(*path, *name)
+		cfg, db, err := chosenOne(*path, *name)
 		if err != nil {
 			return err
 		}
-		if len(databases) != 1 {
-			return &usageError{fmt.Errorf("the configuration has %d databases: choose one with --database", len(databases))}
-		}
-		o.Options = options(cfg, databases[0])
+		o.Options = options(cfg, db)
 		return f.run(cmd.Context(), o, cmd.OutOrStdout())
 	}
 	cmd.AddCommand(windowCommand())
@@ -224,33 +222,24 @@ func windowCommand() *cobra.Command {
 	path, name := configFlag(cmd), databaseFlag(cmd)
 	asJSON := cmd.Flags().Bool("json", false, "print JSON")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		cfg, databases, err := chosen(*path, *name)
-		if err != nil {
-			return err
-		}
-		ctx, cancel := context.WithTimeout(cmd.Context(), time.Minute)
-		defer cancel()
-		for _, db := range databases {
-			w, err := replay.ReadWindow(ctx, options(cfg, db))
+		return eachDatabase(cmd, *path, *name, func(ctx context.Context, o bridge.Options, out io.Writer) error {
+			w, err := replay.ReadWindow(ctx, o)
 			if err != nil {
 				return err
 			}
 			if *asJSON {
-				if err := json.NewEncoder(cmd.OutOrStdout()).Encode(struct {
+				return json.NewEncoder(out).Encode(struct {
 					Database string `json:"database"`
 					*replay.Window
-				}{db.Name, w}); err != nil {
-					return err
-				}
-				continue
+				}{o.Database.Name, w})
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s: %s (slot %s)\n", db.Name, w, w.Slot)
+			fmt.Fprintf(out, "%s: %s (slot %s)\n", o.Database.Name, w, w.Slot)
 			for _, s := range w.Interrupted {
-				fmt.Fprintf(cmd.OutOrStdout(), "  replay %s of %s to %s has come to %s at %s; --resume %s goes on\n",
+				fmt.Fprintf(out, "  replay %s of %s to %s has come to %s at %s; --resume %s goes on\n",
 					s.ID, s.Range.From, s.Range.To, s.Reached, s.Time.Format(time.RFC3339), s.ID)
 			}
-		}
-		return nil
+			return nil
+		})
 	}
 	return cmd
 }
