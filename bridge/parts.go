@@ -1,12 +1,17 @@
 package bridge
 
 import (
+	"context"
+	"fmt"
+	"strings"
+
 	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/walferry/walferry/checkpoint"
 	"github.com/walferry/walferry/decode"
 	"github.com/walferry/walferry/replication"
+	"github.com/walferry/walferry/sink"
 )
 
 // What commands need that do a bridge's work while none runs. All of it is with the secrets as they are now.
@@ -36,4 +41,37 @@ func (o Options) Tables() (tables []decode.Table, published []replication.Table)
 		tables, published = append(tables, table), append(published, Published(table))
 	}
 	return tables, published
+}
+
+// The headers of records that are not of a bridge.
+const (
+	// SourceHeader is SourceTable in a record that was made of a row in the table, and not of the WAL.
+	SourceHeader = "walferry-source"
+	SourceTable  = "table"
+	// ReplayHeader has the ID of the replay that a record is of.
+	ReplayHeader = "walferry-replay-id"
+)
+
+// TableSinkConfig is SinkConfig for rows that are read from the tables: no position is known of them, and they say where they are from.
+func (o Options) TableSinkConfig() sink.Config {
+	cfg := o.SinkConfig()
+	cfg.PositionHeader, cfg.Headers = "", []kgo.RecordHeader{{Key: SourceHeader, Value: []byte(SourceTable)}}
+	return cfg
+}
+
+// OpenSink opens a sink that shares nothing with others.
+func (o Options) OpenSink(ctx context.Context, cfg sink.Config) (_ *sink.Kafka, err error) {
+	if cfg.Client, err = kafkaClient(o); err != nil {
+		return nil, err
+	}
+	cfg.Topics = &sink.Topics{}
+	return o.openSink(ctx, cfg)
+}
+
+func (o Options) openSink(ctx context.Context, cfg sink.Config) (*sink.Kafka, error) {
+	opened, err := sink.Open(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("brokers %s: %w", strings.Join(o.Kafka.Brokers, ", "), err)
+	}
+	return opened, nil
 }

@@ -67,11 +67,7 @@ func (b *Bridge) openSink(ctx context.Context) (*sink.Kafka, error) {
 	if err != nil {
 		return nil, err
 	}
-	opened, err := sink.Open(ctx, cfg)
-	if err != nil {
-		return nil, fmt.Errorf("brokers %s: %w", strings.Join(b.options.Kafka.Brokers, ", "), err)
-	}
-	return opened, nil
+	return b.options.openSink(ctx, cfg)
 }
 
 // liveSinkConfig is that of a sink that publishes, with the secrets as they are now.

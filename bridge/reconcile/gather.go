@@ -8,6 +8,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/walferry/walferry/bridge"
 	"github.com/walferry/walferry/decode"
 	"github.com/walferry/walferry/sink"
 	"github.com/walferry/walferry/table"
@@ -223,7 +224,7 @@ func (w *work) record(k *kgo.Record) error {
 		case replayHeader:
 			r.replayed = true
 		case sourceHeader:
-			r.repaired = string(h.Value) == sourceTable
+			r.repaired = string(h.Value) == bridge.SourceTable
 		case w.o.Kafka.PositionHeader:
 			if p, err := decode.ParsePosition(string(h.Value)); err == nil {
 				r.at, r.positioned = position{w.hash.bytes([]byte(p.SystemID)), p.Timeline, uint64(p.CommitLSN), p.Index}, true

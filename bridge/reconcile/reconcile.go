@@ -51,9 +51,8 @@ const (
 // The headers by which a record is known.
 const (
 	idHeader     = "id"
-	replayHeader = "walferry-replay-id"
-	sourceHeader = "walferry-source"
-	sourceTable  = "table"
+	replayHeader = bridge.ReplayHeader
+	sourceHeader = bridge.SourceHeader
 )
 
 // work is one comparison of one database.

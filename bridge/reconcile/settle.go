@@ -38,7 +38,7 @@ func (w *work) settle(ctx context.Context) (err error) {
 	}
 	var to *sink.Kafka
 	if w.o.Repair && w.found(Missing) {
-		if to, err = w.openSink(ctx); err != nil {
+		if to, err = w.o.OpenSink(ctx, w.o.TableSinkConfig()); err != nil {
 			return err
 		}
 		defer to.Close()
@@ -83,17 +83,6 @@ func (w *work) found(kinds ...Kind) bool {
 		}
 	}
 	return false
-}
-
-// openSink opens a sink whose records say that they are not from the WAL, and so have no position.
-func (w *work) openSink(ctx context.Context) (_ *sink.Kafka, err error) {
-	cfg := w.o.SinkConfig()
-	cfg.PositionHeader, cfg.Headers = "", []kgo.RecordHeader{{Key: sourceHeader, Value: []byte(sourceTable)}}
-	cfg.Topics = &sink.Topics{}
-	if cfg.Client, err = w.o.KafkaClient(); err != nil {
-		return nil, err
-	}
-	return sink.Open(ctx, cfg)
 }
 
 // mend reports a defect of a row, and publishes the row if it is missing.

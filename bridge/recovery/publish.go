@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -26,21 +25,16 @@ func (r *recovery) publish(ctx context.Context, m *missing) (err error) {
 	}
 	ctx, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
-	cfg := r.SinkConfig()
-	cfg.PositionHeader, cfg.Headers = "", []kgo.RecordHeader{{Key: "walferry-source", Value: []byte("table")}}
-	cfg.Topics = &sink.Topics{}
+	cfg := r.TableSinkConfig()
 	cfg.Created = func(topic string) { r.tell("created topic %s with the broker's defaults", topic) }
 	cfg.Acknowledged = func(rec *kgo.Record) {
 		if err := r.sent(rec, m.n); err != nil {
 			fail(err)
 		}
 	}
-	if cfg.Client, err = r.KafkaClient(); err != nil {
-		return err
-	}
-	k, err := sink.Open(ctx, cfg)
+	k, err := r.OpenSink(ctx, cfg)
 	if err != nil {
-		return fmt.Errorf("brokers %s: %w", strings.Join(r.Kafka.Brokers, ", "), err)
+		return err
 	}
 	defer k.Close()
 	done := func(err error) {

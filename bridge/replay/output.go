@@ -12,6 +12,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/walferry/walferry/bridge"
 	"github.com/walferry/walferry/decode"
 	"github.com/walferry/walferry/sink"
 )
@@ -28,10 +29,11 @@ type output interface {
 // output opens what the options say.
 func (r *run) output(ctx context.Context) (output, error) {
 	cfg := r.SinkConfig()
-	cfg.Headers, cfg.PositionHeader = r.headers(), cmp.Or(cfg.PositionHeader, positionHeader)
-	if r.table { // which knows no positions
-		cfg.Headers, cfg.PositionHeader = r.tableHeaders(), ""
+	cfg.PositionHeader = cmp.Or(cfg.PositionHeader, positionHeader)
+	if r.table {
+		cfg = r.TableSinkConfig()
 	}
+	cfg.Headers = append(cfg.Headers, kgo.RecordHeader{Key: bridge.ReplayHeader, Value: []byte(r.id)})
 	if !r.Target.InPlace {
 		for i := range cfg.Routes {
 			cfg.Routes[i].Topic = r.Target.Prefix + cfg.Routes[i].Topic
@@ -45,17 +47,9 @@ func (r *run) output(ctx context.Context) (output, error) {
 	case r.Lines != nil:
 		return &lines{counted{preview: preview}, bufio.NewWriter(r.Lines), cfg.PositionHeader}, nil
 	}
-	var err error
-	if cfg.Client, err = r.KafkaClient(); err != nil {
-		return nil, err
-	}
-	cfg.Topics = &sink.Topics{}
 	cfg.Created = func(topic string) { r.Say("created topic " + topic) }
-	k, err := sink.Open(ctx, cfg)
-	if err != nil {
-		return nil, fmt.Errorf("brokers %s: %w", strings.Join(r.Kafka.Brokers, ", "), err)
-	}
-	return &kafka{k, preview}, nil
+	k, err := r.OpenSink(ctx, cfg)
+	return &kafka{k, preview}, err
 }
 
 // kafka publishes to Kafka.
@@ -132,7 +126,7 @@ func (l *lines) write(record *kgo.Record, ev *decode.Event, committed time.Time)
 		out.Value, out.ValueBase64 = text(record.Value)
 	}
 	for _, h := range record.Headers {
-		if h.Key != l.positionHeader && h.Key != idHeader {
+		if h.Key != l.positionHeader && h.Key != bridge.ReplayHeader {
 			out.Headers[h.Key] = string(h.Value)
 		}
 	}

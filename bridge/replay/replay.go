@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/time/rate"
 
 	"github.com/walferry/walferry/bridge"
@@ -45,12 +44,8 @@ type Target struct {
 	Prefix  string `json:"prefix,omitempty"` // before the name of each topic, unless InPlace
 }
 
-// The headers of a record that is replayed, beside those that the event always has.
-const (
-	idHeader = "walferry-replay-id"
-	// positionHeader carries the position where kafka.position_header turns it off.
-	positionHeader = "walferry-position"
-)
+// positionHeader carries the position where kafka.position_header turns it off.
+const positionHeader = "walferry-position"
 
 // run is one replay.
 type run struct {
@@ -111,10 +106,7 @@ func (r *run) run(ctx context.Context, conn *pgx.Conn) (err error) {
 	if err := r.keep(ctx); err != nil {
 		return err
 	}
-	end, err := r.beside(ctx)
-	if err != nil {
-		return err
-	}
+	end := r.beside(ctx, conn)
 	err = r.pump(ctx)
 	if err == nil {
 		err = r.out.flush(ctx)
@@ -198,16 +190,8 @@ func (r *run) locate() error {
 	return err
 }
 
-// beside answers the server, and keeps what is reached, until the function that it returns is called.
-func (r *run) beside(ctx context.Context) (end func(), err error) {
-	watched, err := r.ConnConfig()
-	if err != nil {
-		return nil, err
-	}
-	sql, err := replication.ConnectSQL(ctx, watched)
-	if err != nil {
-		return nil, err
-	}
+// beside answers the server, and keeps what is reached, until the function that it returns is called. It takes over the connection.
+func (r *run) beside(ctx context.Context, sql *pgx.Conn) (end func()) {
 	_, published := r.Tables()
 	db := r.Database
 	beside, cancel := context.WithCancel(ctx)
@@ -233,7 +217,7 @@ func (r *run) beside(ctx context.Context) (end func(), err error) {
 		unhook()
 		cancel()
 		wg.Wait()
-	}, nil
+	}
 }
 
 // pump reads the range. It returns nil at its end.
@@ -360,8 +344,3 @@ func (r *run) finish(ctx context.Context, err error) error {
 }
 
 const finishTimeout = 15 * time.Second
-
-// headers are those of a record that is replayed.
-func (r *run) headers() []kgo.RecordHeader {
-	return []kgo.RecordHeader{{Key: idHeader, Value: []byte(r.id)}}
-}

@@ -7,15 +7,10 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kgo"
-
 	"github.com/walferry/walferry/bridge"
 	"github.com/walferry/walferry/replication"
 	"github.com/walferry/walferry/table"
 )
-
-// sourceHeader tells a record that was made of a row in the table from one that was made of the WAL.
-const sourceHeader = "walferry-source"
 
 // FromTable replays what the outbox tables still hold. Rows that are deleted and logical messages are not among it, and the
 // order is that of Say: no position is known, and none is in the records. It needs SELECT on the tables and no slot. Of Ask only FromTime
@@ -94,9 +89,4 @@ func (r *run) readTable(ctx context.Context, snapshot *table.Snapshot, q table.Q
 		}
 		return r.publish(ctx, &row.Event, time.Now(), row.Committed)
 	})
-}
-
-// tableHeaders are those of a record that is replayed from the table.
-func (r *run) tableHeaders() []kgo.RecordHeader {
-	return append(r.headers(), kgo.RecordHeader{Key: sourceHeader, Value: []byte("table")})
 }
