@@ -33,7 +33,8 @@ type Options struct {
 	// Sent, if not nil, is called with each row that was sent, once all in-sync replicas have it: one at a time, from another
 	// goroutine. Its error ends the run.
 	Sent func(Sent) error
-	// Dir is for temporary files, which hold 40 bytes for each candidate and each record of its topics. "": the system's.
+	// Dir is for temporary files, which hold 16 bytes for each candidate, each record of its topics and each row that is missing. "": the
+	// system's.
 	Dir string
 }
 
