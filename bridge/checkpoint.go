@@ -57,7 +57,7 @@ func (s *session) resume(ctx context.Context) error {
 	}
 	k := &checkpoint.Keeper{
 		Store: s.store, Key: cfg.Key, Interval: s.options.Checkpoint.Interval,
-		Progress: s.inflight.Progress, Written: s.checkpointed, Kept: s.db.Retain.MaxAge + 24*time.Hour, Hurry: func() bool { return s.waiters.Load() > 0 || s.batch.overdue() },
+		Progress: s.inflight.Progress, Written: s.checkpointed, Kept: indexKept(s.db), Hurry: func() bool { return s.waiters.Load() > 0 || s.batch.overdue() },
 	}
 	if s.batch != nil {
 		s.sink.Use(s.store.Client())

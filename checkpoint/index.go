@@ -31,7 +31,8 @@ const (
 	indexFine   = time.Minute
 	indexCoarse = 10 * time.Minute
 	finely      = 2 * time.Hour // for how long the minutes are kept
-	indexKept   = 7 * 24 * time.Hour
+	// IndexKept is how long an entry is kept, unless Keeper.Kept is longer.
+	IndexKept = 7 * 24 * time.Hour
 )
 
 // Index returns the index of the checkpoint at key, the oldest entry first. What cannot be read is left out.
@@ -79,7 +80,7 @@ func (k *Keeper) index(values map[string][]byte, c *Checkpoint) {
 		at, err := time.Parse(indexFormat, text)
 		age, coarse := c.Time.Sub(at), at.Truncate(indexCoarse)
 		switch {
-		case err != nil, age > max(indexKept, k.Kept), age > finely && coarse.Equal(last):
+		case err != nil, age > max(IndexKept, k.Kept), age > finely && coarse.Equal(last):
 			values[key] = nil
 			delete(held, key)
 		case age > finely:
