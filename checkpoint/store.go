@@ -34,7 +34,7 @@ type Config struct {
 	IsEvents func(topic string) bool
 }
 
-// Store is the only writer of its keys in a compacted topic: whoever opens them
+// Store is the only writer of its keys in a compacted topic, but for those of Put: whoever opens them
 // later takes the right to write away from it. After an error nothing is repaired: it
 // is closed and opened again. One goroutine uses it at a time; Close may be called
 // from anywhere.
