@@ -364,25 +364,35 @@ func TestReconcileOfABridgeThatIsKilled(t *testing.T) {
 	}
 }
 
-// Rows of one transaction are ordered by the command that wrote them, a number that whoever deletes them overwrites: the second
-// time they come in another order.
-func TestReconcileRepairsTheRightRowsWhileOthersAreDeleted(t *testing.T) {
-	w := newWorld(t, newest(t), nil)
+// publishMostOf100 writes 100 rows, each by a command of one transaction, appends the records of most of them to their topic, and returns the
+// ids of the others.
+func (w *world) publishMostOf100() (missing []string) {
+	w.t.Helper()
 	topic := w.createTopic("order", 1, nil)
 	w.exec("ALTER TABLE outbox ALTER id TYPE text")
 	w.exec(`DO $$ BEGIN FOR n IN 0..99 LOOP
 		INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload) VALUES (n, 'order', 'k', 'T', to_jsonb(n));
 	END LOOP; END $$`)
 	p := w.publisher()
-	var want []string
 	for n := range 100 {
 		if n%10 == 3 {
-			want = append(want, "missing "+fmt.Sprint(n))
+			missing = append(missing, fmt.Sprint(n))
 			continue
 		}
 		p.append(p.record(topic, fmt.Sprint(n), "k", fmt.Sprint(n)))
 	}
 	p.flush()
+	return missing
+}
+
+// Rows of one transaction are ordered by the command that wrote them, a number that whoever deletes them overwrites: the second
+// time they come in another order.
+func TestReconcileRepairsTheRightRowsWhileOthersAreDeleted(t *testing.T) {
+	w := newWorld(t, newest(t), nil)
+	var want []string
+	for _, id := range w.publishMostOf100() {
+		want = append(want, "missing "+id)
+	}
 	w.confirmAll()
 	var report bytes.Buffer
 	deleted := false

@@ -510,24 +510,10 @@ func TestBackfillCommand(t *testing.T) {
 // command that wrote the row, also for a snapshot that still sees it.
 func TestRecoverSendsTheRightRowsWhileOthersAreDeleted(t *testing.T) {
 	w := newWorld(t, newest(t), nil)
-	topic := w.createTopic("order", 1, nil)
 	w.drainAll()
 	w.awaitNoWalsender()
 	w.dropOwnSlot()
-	w.exec("ALTER TABLE outbox ALTER id TYPE text")
-	w.exec(`DO $$ BEGIN FOR n IN 0..99 LOOP
-		INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload) VALUES (n, 'order', 'k', 'T', to_jsonb(n));
-	END LOOP; END $$`)
-	p := w.publisher()
-	var want []string
-	for n := range 100 {
-		if n%10 == 3 {
-			want = append(want, fmt.Sprint(n))
-			continue
-		}
-		p.append(p.record(topic, fmt.Sprint(n), "k", fmt.Sprint(n)))
-	}
-	p.flush()
+	want := w.publishMostOf100()
 	deleted := false
 	r, err := w.recovering(t.Context(), recovery.Run, func(o *recovery.Options) {
 		o.Progress = func(stage string, _, _ int64) {
