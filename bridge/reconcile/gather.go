@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -17,18 +18,17 @@ import (
 // readDead reads which rows are dead letters of this slot.
 func (w *work) readDead(ctx context.Context) error {
 	name := w.o.Kafka.DeadLetterTopic
-	n, err := w.reader.partitions(ctx, name)
+	n, err := w.reader.Partitions(ctx, name)
 	if err != nil || n == 0 {
 		return err
 	}
-	_, err = w.reader.read(ctx, []string{name}, func(k *kgo.Record) error {
+	return w.reader.Read(ctx, []string{name}, time.Time{}, func(k *kgo.Record) error {
 		h := headers(k)
 		if string(h["walferry-database"]) == w.o.Database.Name && string(h["walferry-slot"]) == w.o.Database.Slot {
 			w.dead[w.deadID(string(h["walferry-where"]), h["walferry-id"])] = true
 		}
 		return nil
 	}, func(int64, int64) {})
-	return err
 }
 
 func headers(k *kgo.Record) map[string][]byte {
@@ -148,20 +148,19 @@ func (w *work) number(ctx context.Context, name string) (uint32, error) {
 	if n, ok := w.numbers[name]; ok {
 		return n, nil
 	}
-	partitions, err := w.reader.partitions(ctx, name)
+	partitions, err := w.reader.Partitions(ctx, name)
 	if err != nil {
 		return 0, err
 	}
 	t := &topic{name: name, partitions: make([]partition, partitions)}
 	if partitions > 0 {
 		var known bool
-		if t.compacted, known, err = w.reader.compacted(ctx, name); err != nil {
+		if t.compacted, known, err = w.reader.Compacted(ctx, name); err != nil {
 			return 0, err
 		}
 		if !known {
 			w.hints = append(w.hints, fmt.Sprintf("cleanup.policy of topic %s cannot be read, so no row is called missing there: grant the client DESCRIBE_CONFIGS on it", name))
 		}
-		w.reader.compact[name] = t.compacted
 	}
 	n := uint32(len(w.comparison.topics))
 	w.comparison.topics, w.numbers[name] = append(w.comparison.topics, t), n
@@ -190,7 +189,10 @@ func (w *work) readTopics(ctx context.Context) error {
 			names = append(names, t.name)
 		}
 	}
-	start, err := w.reader.read(ctx, names, w.record, w.progress(StageTopics))
+	if err := w.reader.Read(ctx, names, time.Time{}, w.record, w.progress(StageTopics)); err != nil {
+		return err
+	}
+	start, err := w.reader.Starts(ctx, names) // now: what was deleted meanwhile may not have been visited
 	if err != nil {
 		return err
 	}

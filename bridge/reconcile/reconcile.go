@@ -17,6 +17,7 @@ import (
 
 	"github.com/walferry/walferry/bridge"
 	"github.com/walferry/walferry/decode"
+	"github.com/walferry/walferry/internal/topics"
 	"github.com/walferry/walferry/replication"
 	"github.com/walferry/walferry/sink"
 	"github.com/walferry/walferry/table"
@@ -66,7 +67,7 @@ type work struct {
 	snapshot   *table.Snapshot
 	lsn        replication.LSN // the snapshot's
 	taken      time.Time
-	reader     *reader
+	reader     *topics.Reader
 	preview    *sink.Preview
 	partition  func(k *kgo.Record, n int) int // where a record of a topic with n partitions goes
 	types      []string                       // headers that carry a type
@@ -109,7 +110,7 @@ func (w *work) run(ctx context.Context) (err error) {
 	if err := w.open(ctx); err != nil {
 		return err
 	}
-	defer w.reader.client.Close()
+	defer w.reader.Close()
 	defer func() { w.closeSnapshot(ctx) }()
 	for _, step := range []func(context.Context) error{w.await, w.readDead, w.readTables, w.readTopics, w.compare, w.settle} {
 		if err := step(ctx); err != nil {
@@ -140,7 +141,7 @@ func (w *work) open(ctx context.Context) error {
 		}
 		w.comparison.slack = append(w.comparison.slack, slack)
 	}
-	if w.reader, err = newReader(ctx, opts, w.o.Timeout); err != nil {
+	if w.reader, err = topics.New(ctx, opts, topics.Options{Timeout: w.o.Timeout}); err != nil {
 		w.closeSnapshot(ctx)
 	}
 	return err

@@ -2,6 +2,7 @@ package recovery
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -9,11 +10,13 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/walferry/walferry/decode"
 	"github.com/walferry/walferry/internal/spill"
+	"github.com/walferry/walferry/internal/topics"
 	"github.com/walferry/walferry/sink"
 	"github.com/walferry/walferry/table"
 )
@@ -41,20 +44,20 @@ func identity(topic string, key, id []byte) []byte {
 func (r *recovery) find(ctx context.Context) (*missing, error) {
 	candidates, published := spill.New(r.Dir, identityBytes, sorterMemory), spill.New(r.Dir, identityBytes, sorterMemory)
 	defer func() { _, _ = candidates.Close(), published.Close() }() // what they have is of no use any more
-	client, err := r.topicsClient(ctx)
+	reader, err := r.reader(ctx)
 	if err != nil {
 		return nil, err
 	}
-	defer client.Close()
-	dead, err := r.deadLetters(ctx, client)
+	defer reader.Close()
+	dead, err := r.deadLetters(ctx, reader)
 	if err != nil {
 		return nil, err
 	}
-	topics, err := r.readCandidates(ctx, candidates, dead)
+	names, err := r.readCandidates(ctx, candidates, dead)
 	if err != nil {
 		return nil, err
 	}
-	err = r.readTopics(ctx, client, topics, r.bound.from, func(rec *kgo.Record) error {
+	err = r.read(ctx, reader, names, r.bound.from, func(rec *kgo.Record) error {
 		if id, ok := headerOf(rec, "id"); ok {
 			return published.Add(identity(rec.Topic, rec.Key, id))
 		}
@@ -66,9 +69,38 @@ func (r *recovery) find(ctx context.Context) (*missing, error) {
 	return r.join(candidates, published)
 }
 
+// silence is how long the brokers may send nothing although they have something.
+const silence = time.Minute
+
+// reader returns a reader of topics that waits for transactions which are open.
+func (r *recovery) reader(ctx context.Context) (*topics.Reader, error) {
+	opts, err := r.KafkaClient()
+	if err != nil {
+		return nil, err
+	}
+	return topics.New(ctx, opts, topics.Options{Timeout: silence, Waits: func(topic string, partition int32, offset int64) {
+		r.tell("waits for a transaction that is open in partition %d of topic %s, from offset %d on; if nobody ends it: kafka-transactions.sh --bootstrap-server <broker> find-hanging --topic %[2]s", partition, topic, offset)
+	}})
+}
+
+// read visits what those of the topics that exist hold now, from a time on or, if it is zero, from the beginning.
+func (r *recovery) read(ctx context.Context, reader *topics.Reader, names []string, from time.Time, visit func(*kgo.Record) error) error {
+	var exist []string
+	for _, name := range names {
+		n, err := reader.Partitions(ctx, name)
+		if err != nil {
+			return cmp.Or(context.Cause(ctx), err)
+		}
+		if n > 0 {
+			exist = append(exist, name)
+		}
+	}
+	return reader.Read(ctx, exist, from, visit, func(done, total int64) { r.progress(stageTopics, done, total) })
+}
+
 // readCandidates adds the candidates to a sorter, and returns where they go. Before anything is changed it
 // fails with a row that can never be published: a bridge halts before such a one as well.
-func (r *recovery) readCandidates(ctx context.Context, to *spill.Sorter, dead deadLetters) (topics []string, err error) {
+func (r *recovery) readCandidates(ctx context.Context, to *spill.Sorter, dead deadLetters) (names []string, err error) {
 	preview := sink.NewPreview(r.SinkConfig())
 	seen, broken, others, total := map[string]bool{}, error(nil), 0, int64(0)
 	for i, t := range r.tables {
@@ -105,10 +137,10 @@ func (r *recovery) readCandidates(ctx context.Context, to *spill.Sorter, dead de
 		broken = fmt.Errorf("%w (and %d more)", broken, others)
 	}
 	for topic := range seen {
-		topics = append(topics, topic)
+		names = append(names, topic)
 	}
-	slices.Sort(topics)
-	return topics, broken
+	slices.Sort(names)
+	return names, broken
 }
 
 // deadLetters are events that were moved out of the way, by table and id.
@@ -119,13 +151,13 @@ func (d deadLetters) has(t decode.Table, id string) bool {
 }
 
 // deadLetters reads those of the database. People make them one by one: there are few.
-func (r *recovery) deadLetters(ctx context.Context, client *kgo.Client) (deadLetters, error) {
+func (r *recovery) deadLetters(ctx context.Context, reader *topics.Reader) (deadLetters, error) {
 	dead := deadLetters{}
-	var topics []string
+	var names []string
 	if topic := r.Kafka.DeadLetterTopic; topic != "" {
-		topics = append(topics, topic)
+		names = append(names, topic)
 	}
-	return dead, r.readTopics(ctx, client, topics, bound{}.from, func(rec *kgo.Record) error {
+	return dead, r.read(ctx, reader, names, time.Time{}, func(rec *kgo.Record) error {
 		database, _ := headerOf(rec, "walferry-database")
 		where, _ := headerOf(rec, "walferry-where")
 		if id, ok := headerOf(rec, "walferry-id"); ok && string(database) == r.Database.Name {

@@ -89,7 +89,6 @@ type recovery struct {
 
 	store    *checkpoint.Store // nil for a dry run
 	snapshot *table.Snapshot
-	waited   map[place]bool // partitions of which was said that they are waited for
 	report   Report
 }
 
@@ -97,7 +96,7 @@ type recovery struct {
 type kept struct{ resume checkpoint.Resume }
 
 func newRecovery(o Options, backfill bool) *recovery {
-	return &recovery{Options: o, backfill: backfill, waited: map[place]bool{}}
+	return &recovery{Options: o, backfill: backfill}
 }
 
 // run is the order of things. What it relies on to be repeated after it was killed anywhere:
