@@ -11,12 +11,14 @@ func TestWhatIsPutFencesNobody(t *testing.T) {
 		writer := r.open()
 		r.write(writer, one("1"))
 		cfg, _ := r.config()
+		notes := &Notes{Config: cfg}
+		defer notes.Close()
 		for _, name := range []string{"before-deploy", "gone"} {
-			if err := Put(t.Context(), cfg, SavedKey(checkpointKey, name), []byte("saved")); err != nil {
+			if err := notes.Put(t.Context(), SavedKey(checkpointKey, name), []byte("saved")); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if err := Put(t.Context(), cfg, SavedKey(checkpointKey, "gone"), nil); err != nil {
+		if err := notes.Put(t.Context(), SavedKey(checkpointKey, "gone"), nil); err != nil {
 			t.Fatal(err)
 		}
 		r.write(writer, one("2"))
@@ -32,7 +34,9 @@ func TestWhatIsPutFencesNobody(t *testing.T) {
 func TestPutIsForWhatLiesBeside(t *testing.T) {
 	onCheckpoints(t, func(t *testing.T, r *checkpointRig) {
 		cfg, _ := r.config()
-		if err := Put(t.Context(), cfg, SavedKey(checkpointKey, "x"), nil); err == nil {
+		notes := &Notes{Config: cfg}
+		defer notes.Close()
+		if err := notes.Put(t.Context(), SavedKey(checkpointKey, "x"), nil); err == nil {
 			t.Error("it was put into a topic that does not exist")
 		}
 		if r.kafka.TopicInfo(checkpointTopic) != nil {
@@ -40,7 +44,7 @@ func TestPutIsForWhatLiesBeside(t *testing.T) {
 		}
 		r.write(r.open(), one("1"))
 		for _, key := range []string{checkpointKey, checkpointKey + sessionKey, "other/walferry/saved/x", checkpointKey + "2/saved/x"} {
-			if err := Put(t.Context(), cfg, key, []byte("x")); err == nil {
+			if err := notes.Put(t.Context(), key, []byte("x")); err == nil {
 				t.Errorf("key %q was written", key)
 			}
 		}

@@ -52,7 +52,7 @@ func Save(ctx context.Context, o bridge.Options, name string, replace bool) (*ch
 	}
 	value, err := json.Marshal(k.current)
 	if err == nil {
-		err = checkpoint.Put(ctx, k.cfg, checkpoint.SavedKey(k.cfg.Key, name), value)
+		err = k.note(ctx, checkpoint.SavedKey(k.cfg.Key, name), value)
 	}
 	return k.current, bridge.Explain(o.Database.Name, err)
 }
@@ -64,7 +64,14 @@ func Forget(ctx context.Context, o bridge.Options, name string) error {
 		_, err = k.saved(name)
 	}
 	if err == nil {
-		err = checkpoint.Put(ctx, k.cfg, checkpoint.SavedKey(k.cfg.Key, name), nil)
+		err = k.note(ctx, checkpoint.SavedKey(k.cfg.Key, name), nil)
 	}
 	return bridge.Explain(o.Database.Name, err)
+}
+
+// note writes one value beside the checkpoint.
+func (k *known) note(ctx context.Context, key string, value []byte) error {
+	notes := &checkpoint.Notes{Config: k.cfg}
+	defer notes.Close()
+	return notes.Put(ctx, key, value)
 }

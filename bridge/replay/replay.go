@@ -54,6 +54,7 @@ type run struct {
 	started  time.Time
 	table    bool // it reads the tables, not the WAL
 	known    *known
+	notes    *checkpoint.Notes // where its state is kept
 	rng      Range
 	from     replication.Progress // what an earlier attempt has published
 	stream   *replication.Stream
@@ -91,6 +92,8 @@ func (r *run) run(ctx context.Context, conn *pgx.Conn) (err error) {
 	if r.known, err = read(ctx, r.Options.Options); err != nil {
 		return err
 	}
+	r.notes = &checkpoint.Notes{Config: r.known.cfg}
+	defer r.notes.Close()
 	if err := r.prepare(); err != nil {
 		return err
 	}

@@ -79,7 +79,7 @@ func (r *run) keep(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("encode the state of the replay: %w", err)
 	}
-	return checkpoint.Put(ctx, r.known.cfg, r.known.cfg.Key+replayKey+r.id, value)
+	return r.notes.Put(ctx, r.known.cfg.Key+replayKey+r.id, value)
 }
 
 // keepOn keeps what is reached until ctx is done.
@@ -103,5 +103,5 @@ func (r *run) forget(ctx context.Context) error {
 	if r.resumable() == "" {
 		return nil
 	}
-	return checkpoint.Put(ctx, r.known.cfg, r.known.cfg.Key+replayKey+r.id, nil)
+	return r.notes.Put(ctx, r.known.cfg.Key+replayKey+r.id, nil)
 }
