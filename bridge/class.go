@@ -204,13 +204,17 @@ func sqlState(code string) verdict {
 
 // published judges what became of a record, as far as that differs from other errors of Kafka.
 func published(err error) (verdict, bool) {
-	_, ok := errors.AsType[*sink.PublishError](err)
+	e, ok := errors.AsType[*sink.PublishError](err)
+	out := wayOut
+	if ok && e.Position == (decode.Position{}) {
+		out = "or correct the row or delete it"
+	}
 	switch {
 	case !ok:
 	case isAny(err, kerr.MessageTooLarge, kerr.RecordListTooLarge):
-		return verdict{Poison, "raise max.message.bytes of the topic, or lower kafka.max_record so that such events are found before they are sent; " + wayOut}, true
+		return verdict{Poison, "raise max.message.bytes of the topic to kafka.max_record or above, or lower kafka.max_record so that such events are found before they are sent; " + out}, true
 	case isAny(err, kerr.InvalidRecord, kerr.InvalidTopicException):
-		return verdict{Poison, "the brokers refuse this record: see the topic's configuration; " + wayOut}, true
+		return verdict{Poison, "the brokers refuse this record: see the topic's configuration; " + out}, true
 	case isAny(err, kerr.UnknownTopicOrPartition, kerr.UnknownTopicID, // the next session looks whether it has vanished
 		kerr.OutOfOrderSequenceNumber, kerr.UnknownProducerID, kerr.InvalidProducerEpoch, kerr.ProducerFenced, kerr.InvalidProducerIDMapping,
 		kerr.SaslAuthenticationFailed, // the next session reads the secret anew

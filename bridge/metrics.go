@@ -103,15 +103,24 @@ func (m *Metrics) slot(database string, s *replication.Slot, waitsForStandby boo
 func (m *Metrics) retention(database string, s *RetentionStatus) {
 	m.retentionUp.WithLabelValues(database).Set(oneIf(s.Problem == ""))
 	if s.From == "" { // it could not be read
-		for _, v := range []*prometheus.GaugeVec{m.retentionWAL, m.retentionFrom, m.retentionAge} {
-			v.DeletePartialMatch(prometheus.Labels{"database": database})
-		}
+		forget(database, m.retentionWAL, m.retentionFrom, m.retentionAge)
 		return
 	}
 	m.retentionWAL.WithLabelValues(database).Set(float64(s.WAL))
 	m.retentionAge.WithLabelValues(database).Set(float64(s.CatalogAge))
 	if !s.FromTime.IsZero() {
 		m.retentionFrom.WithLabelValues(database).Set(float64(s.FromTime.Unix()))
+	}
+}
+
+// noRetention is of a database that has no retention slot.
+func (m *Metrics) noRetention(database string) {
+	forget(database, m.retentionUp, m.retentionWAL, m.retentionFrom, m.retentionAge)
+}
+
+func forget(database string, gauges ...*prometheus.GaugeVec) {
+	for _, g := range gauges {
+		g.DeletePartialMatch(prometheus.Labels{"database": database})
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/dustin/go-humanize"
+	"github.com/jackc/pgx/v5"
 
 	"github.com/walferry/walferry/bridge/config"
 	"github.com/walferry/walferry/checkpoint"
@@ -21,6 +22,8 @@ type retention struct {
 	s     *session
 	slot  string
 	every time.Duration
+	// orphan is a slot that is left although the configuration wants none any more: it is watched, not moved.
+	orphan bool
 
 	mu      sync.Mutex
 	entries []checkpoint.Entry // of the index, the oldest first
@@ -45,11 +48,11 @@ type RetentionStatus struct {
 	Problem    string    `json:"problem,omitempty"`
 }
 
-// retain moves the retention slot until the function that it returns is called. Without one it does nothing.
+// retain moves the retention slot until the function that it returns is called.
 func (s *session) retain(ctx context.Context) (end func()) {
 	r := s.retention
 	if r == nil {
-		return func() {}
+		r = &retention{s: s, slot: s.db.RetentionName(), every: s.retainEvery(), orphan: true}
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
@@ -69,7 +72,7 @@ func (s *session) newRetention(values map[string][]byte) *retention {
 	if slot == "" {
 		return nil
 	}
-	r := &retention{s: s, slot: slot, every: cmp.Or(s.options.RetainEvery, retainEvery)}
+	r := &retention{s: s, slot: slot, every: s.retainEvery()}
 	for _, e := range checkpoint.Index(values, checkpointKey(s.db)) {
 		if e.On(s.stream.Server.SystemID, s.stream.Timelines) {
 			r.entries = append(r.entries, e)
@@ -77,6 +80,8 @@ func (s *session) newRetention(values map[string][]byte) *retention {
 	}
 	return r
 }
+
+func (s *session) retainEvery() time.Duration { return cmp.Or(s.options.RetainEvery, retainEvery) }
 
 // reached notes a checkpoint that was written.
 func (r *retention) reached(c *checkpoint.Checkpoint) {
@@ -103,10 +108,16 @@ func (r *retention) run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
+		if errors.Is(err, errNoOrphan) {
+			r.forget()
+			return
+		}
 		if err != nil {
 			status.Problem = err.Error()
 		}
-		r.report(status)
+		if !r.orphan || status.From != "" { // whether there is an orphan is nobody's problem
+			r.report(status)
+		}
 		select {
 		case <-ctx.Done():
 			return
@@ -114,6 +125,9 @@ func (r *retention) run(ctx context.Context) {
 		}
 	}
 }
+
+// errNoOrphan says that there is nothing to watch.
+var errNoOrphan = errors.New("no retention slot is left")
 
 // move moves the slot as far as its bounds demand, and never past what is published.
 func (r *retention) move(ctx context.Context) (status RetentionStatus, err error) {
@@ -125,6 +139,9 @@ func (r *retention) move(ctx context.Context) (status RetentionStatus, err error
 		return status, err
 	}
 	defer func() { _ = conn.Close(ctx) }() // each statement stands for itself
+	if r.orphan {
+		return r.watch(ctx, conn)
+	}
 	slot, err := replication.ReadRetention(ctx, conn, r.slot)
 	if errors.Is(err, replication.ErrNoSlot) {
 		return status, fmt.Errorf("%w: `walferry init` creates it; until then nothing is kept for `walferry replay`", err)
@@ -143,6 +160,28 @@ func (r *retention) move(ctx context.Context) (status RetentionStatus, err error
 	status.From, status.FromTime = slot.ConfirmedFlush.String(), r.timeOf(slot.ConfirmedFlush)
 	status.WAL, status.CatalogAge = slot.RestartLag(), slot.CatalogAge
 	return status, cmp.Or(err, r.danger(slot))
+}
+
+// watch says what an orphan costs.
+func (r *retention) watch(ctx context.Context, conn *pgx.Conn) (status RetentionStatus, err error) {
+	status.Slot = r.slot
+	is, err := replication.HasSlot(ctx, conn, r.slot)
+	if err != nil {
+		return status, err
+	}
+	if !is {
+		return status, errNoOrphan
+	}
+	slot, err := replication.ReadRetention(ctx, conn, r.slot)
+	if err != nil {
+		return status, err
+	}
+	if slot.Active || slot.Check(r.s.stream.Server.Database) != nil { // somebody else's, or it keeps nothing
+		return status, errNoOrphan
+	}
+	status.From, status.WAL, status.CatalogAge = slot.ConfirmedFlush.String(), slot.RestartLag(), slot.CatalogAge
+	return status, fmt.Errorf("retain is not set any more, so nobody moves slot %[1]q, and it keeps all WAL, %[2]s by now, until the disk is full: set retain, or, unless something else reads it, SELECT pg_drop_replication_slot('%[1]s')",
+		r.slot, humanize.IBytes(uint64(max(0, status.WAL))))
 }
 
 // bound returns the LSN before which nothing is to be kept.
@@ -199,4 +238,12 @@ func (r *retention) report(status RetentionStatus) {
 	r.s.mu.Lock()
 	defer r.s.mu.Unlock()
 	r.s.status.Retention = &status
+}
+
+// forget shows nothing any more.
+func (r *retention) forget() {
+	r.s.metrics.noRetention(r.s.db.Name)
+	r.s.mu.Lock()
+	defer r.s.mu.Unlock()
+	r.s.status.Retention = nil
 }

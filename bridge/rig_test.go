@@ -176,6 +176,7 @@ func (r *rig) answerSQL() {
 	row("holder", "pid 1 application somebody")
 	r.table("r", "{}")
 	r.slot("reserved", "")
+	r.pg.Handle("has-slot", func(string) walsender.Result { return walsender.Answer(false) }) // one that keeps WAL for replays
 }
 
 // server has the server answer what it says of itself, from now on.

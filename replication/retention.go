@@ -41,6 +41,14 @@ func ReadRetention(ctx context.Context, conn *pgx.Conn, name string) (*Retention
 	return r, nil
 }
 
+// HasSlot reports whether there is a slot of this name.
+func HasSlot(ctx context.Context, conn *pgx.Conn, name string) (has bool, err error) {
+	if err := conn.QueryRow(ctx, `/* walferry:has-slot */ select exists(select from pg_catalog.pg_replication_slots where slot_name = $1)`, name).Scan(&has); err != nil {
+		return false, fmt.Errorf("look up slot %q: %w", name, err)
+	}
+	return has, nil
+}
+
 // Advance lets the slot forget what commits before an LSN, and counts as using it, also where it stands. The server reads the WAL in
 // between, at about 1 GB/s.
 func (r *Retention) Advance(ctx context.Context, conn *pgx.Conn, to LSN) error {

@@ -126,6 +126,9 @@ type PublishError struct {
 }
 
 func (e *PublishError) Error() string {
+	if e.Position == (decode.Position{}) { // of a row that was read from its table
+		return fmt.Sprintf("publish an event to topic %q: %v", e.Topic, e.Err)
+	}
 	return fmt.Sprintf("publish event %s to topic %q: %v", e.Position, e.Topic, e.Err)
 }
 

@@ -56,6 +56,18 @@ func (r *Row) Refuse(t decode.Table, column, reason string) *RowError {
 	return &RowError{Table: t.Schema + "." + t.Name, TableOID: r.TableOID, CTID: r.CTID, Column: column, Reason: reason, ID: string(r.Event.ID)}
 }
 
+// Done returns a function for a sink to call once the row is published, or never will be: then it tells fail, and which row it is,
+// or the first of a batch that it is in.
+// It may be called when the row is not valid any more.
+func (r *Row) Done(t decode.Table, fail func(error)) func(error) {
+	oid, ctid := r.TableOID, r.CTID
+	return func(err error) {
+		if err != nil {
+			fail(fmt.Errorf("the row of %s.%s with tableoid %d and ctid '%s', or one that shares its batch: %w", t.Schema, t.Name, oid, ctid, err))
+		}
+	}
+}
+
 // fetched is how many rows the server sends at a time. A Read that visit ends reads no more than these.
 const fetched = 500
 

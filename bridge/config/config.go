@@ -71,8 +71,11 @@ func (db *Database) RetentionSlot() string {
 	if db.Retain == (Retain{}) {
 		return ""
 	}
-	return db.Slot + retentionSuffix
+	return db.RetentionName()
 }
+
+// RetentionName is how a slot of the database that keeps WAL for replays is called, whether one does or not.
+func (db *Database) RetentionName() string { return db.Slot + retentionSuffix }
 
 // retentionSuffix makes a slot's name that of its retention slot.
 const retentionSuffix = "_retain"

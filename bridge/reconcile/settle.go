@@ -1,6 +1,7 @@
 package reconcile
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -33,6 +34,8 @@ type line struct {
 
 // settle reads the rows once more, in the same snapshot, reports the defects of each and publishes what is missing.
 func (w *work) settle(ctx context.Context) (err error) {
+	ctx, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
 	if !w.twice() || !w.found(Missing, Duplicated, Different, OutOfOrder) {
 		return nil
 	}
@@ -59,7 +62,7 @@ func (w *work) settle(ctx context.Context) (err error) {
 		}
 		defects, err := found.of(ordinal, twinKey{w.hash.ident(number, t.Event.ID), w.content(k)})
 		for i := 0; err == nil && i < len(defects); i++ {
-			err = w.mend(ctx, to, t, &defects[i])
+			err = w.mend(ctx, to, t, &defects[i], fail)
 		}
 		return err
 	})
@@ -70,7 +73,7 @@ func (w *work) settle(ctx context.Context) (err error) {
 		err = to.Flush(ctx)
 	}
 	report(total, total)
-	return err
+	return cmp.Or(context.Cause(ctx), err)
 }
 
 // found reports whether there is a defect of one of these kinds.
@@ -86,7 +89,7 @@ func (w *work) found(kinds ...Kind) bool {
 }
 
 // mend reports a defect of a row, and publishes the row if it is missing.
-func (w *work) mend(ctx context.Context, to *sink.Kafka, t *table.Row, f *defect) error {
+func (w *work) mend(ctx context.Context, to *sink.Kafka, t *table.Row, f *defect, fail func(error)) error {
 	counts := &w.comparison.topics[f.topic].counts
 	l := line{
 		Database: w.o.Database.Name, Kind: f.kind.String(), ID: string(t.Event.ID), Table: where(w.tables[t.Event.Source]),
@@ -99,7 +102,7 @@ func (w *work) mend(ctx context.Context, to *sink.Kafka, t *table.Row, f *defect
 		l.OtherPartition, l.OtherOffset = &f.otherPartition, &f.otherOffset
 	}
 	if f.kind == Missing && to != nil {
-		if err := to.Publish(ctx, &t.Event, time.Now(), func(error) {}); err != nil {
+		if err := to.Publish(ctx, &t.Event, time.Now(), t.Done(w.tables[t.Event.Source], fail)); err != nil {
 			return err
 		}
 		l.Repaired = true

@@ -37,11 +37,6 @@ func (r *recovery) publish(ctx context.Context, m *missing) (err error) {
 		return err
 	}
 	defer k.Close()
-	done := func(err error) {
-		if err != nil {
-			fail(err)
-		}
-	}
 	preview := sink.NewPreview(cfg)
 	for i := range r.tables {
 		q := r.query(i)
@@ -57,7 +52,7 @@ func (r *recovery) publish(ctx context.Context, m *missing) (err error) {
 			if is, err := m.has(identity(rec.Topic, rec.Key, row.Event.ID)); !is {
 				return err
 			}
-			return k.Publish(ctx, &row.Event, time.Now(), done)
+			return k.Publish(ctx, &row.Event, time.Now(), row.Done(r.tables[i], fail))
 		}); err != nil {
 			return cmp.Or(context.Cause(ctx), err)
 		}

@@ -81,7 +81,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		err = stopped(r.resumable(), err)
 	}
-	err = bridge.Explain(o.Database.Name, err)
+	err = bridge.Explain(o.Database.Name, unkept(err))
 	if e, ok := errors.AsType[*bridge.Error](err); ok && e.Hint == "" && r.resumable() != "" {
 		e.Hint = resumes(r.id)
 	}
@@ -266,7 +266,7 @@ func (r *run) pump(ctx context.Context) error {
 			if !inRange || r.from.Covers(replication.LSN(c.Event.Position.CommitLSN), c.Event.Position.Index) {
 				continue
 			}
-			if err := r.publish(ctx, &c.Event, m.At, committed); err != nil {
+			if err := r.publish(ctx, &c.Event, m.At, committed, nil); err != nil {
 				return err
 			}
 			hasEvents = true
@@ -292,26 +292,23 @@ func (r *run) reached(lsn replication.LSN) bool {
 	return lsn >= r.rng.To.LSN
 }
 
-// publish hands an event on. One that can never be published was passed over by the bridge as well, as a dead letter.
-func (r *run) publish(ctx context.Context, ev *decode.Event, at, committed time.Time) error {
+// publish hands an event on. done is called once it is published, or never will be; nil is for those of the WAL.
+// One that can never be published was passed over by the bridge as well, as a dead letter.
+func (r *run) publish(ctx context.Context, ev *decode.Event, at, committed time.Time, done func(error)) error {
 	if r.limit != nil {
 		if err := r.limit.Wait(ctx); err != nil {
 			return cmp.Or(context.Cause(ctx), err)
 		}
 	}
-	done := func(err error) {
-		if err != nil {
-			r.fail(err)
-		}
-	}
 	var err error
-	if !r.table {
+	wal := done == nil
+	if wal {
 		if done, err = r.inflight.Add(ctx, ev.Position.Index); err != nil {
 			return err
 		}
 	}
 	topic, err := r.out.publish(ctx, ev, at, committed, done)
-	if err != nil && !r.table {
+	if err != nil && wal {
 		r.inflight.Withdraw(ev.Position.Index)
 	}
 	if _, poison := errors.AsType[*sink.PoisonError](err); poison {

@@ -87,6 +87,6 @@ func (r *run) readTable(ctx context.Context, snapshot *table.Snapshot, q table.Q
 		if !r.rng.holds(row.Committed) {
 			return nil
 		}
-		return r.publish(ctx, &row.Event, time.Now(), row.Committed)
+		return r.publish(ctx, &row.Event, time.Now(), row.Committed, row.Done(q.Table, r.fail))
 	})
 }

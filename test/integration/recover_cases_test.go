@@ -18,7 +18,9 @@ import (
 
 	"github.com/walferry/walferry/bridge"
 	"github.com/walferry/walferry/bridge/config"
+	"github.com/walferry/walferry/bridge/reconcile"
 	"github.com/walferry/walferry/bridge/recovery"
+	"github.com/walferry/walferry/bridge/replay"
 	"github.com/walferry/walferry/bridge/setup"
 	"github.com/walferry/walferry/internal/servers"
 )
@@ -303,6 +305,33 @@ func TestRecoverHaltsBeforePoison(t *testing.T) {
 	late := w.order2("late")
 	w.drainAll()
 	w.mustPublish("order", concat(good, late))
+}
+
+// What publishes rows of the tables says which one the brokers refuse, although no position is known of it.
+func TestRowThatTheBrokersRefuse(t *testing.T) {
+	w := newWorld(t, newest(t), nil)
+	small := "2000"
+	topic := w.createTopic("order", 1, map[string]*string{"max.message.bytes": &small})
+	w.insert("k", "1")
+	w.exec(`INSERT INTO outbox (aggregatetype, aggregateid, type, payload)
+		SELECT 'order', 'k', 'T', to_jsonb(string_agg(md5(n::text), '')) FROM generate_series(1, 200) n`) // which cannot be compressed
+	stop := w.confirmAll()
+	where := w.query("SELECT format('the row of public.outbox with tableoid %s and ctid ''(0,1)'', or one that shares its batch', 'outbox'::regclass::oid)")
+	mustSay := func(err error) {
+		t.Helper()
+		if err == nil || !strings.Contains(err.Error(), where) || !strings.Contains(err.Error(), topic) || !strings.Contains(err.Error(), "MESSAGE_TOO_LARGE") ||
+			strings.Contains(err.Error(), "poison") {
+			t.Errorf("it says %v, want %s, the topic and why, and no way out that there is not", err, where)
+		}
+	}
+	_, err := reconcile.Run(t.Context(), reconcile.Options{Options: w.options("", zerolog.Disabled), Repair: true, Dir: t.TempDir(), Timeout: patience})
+	mustSay(err)
+	stop()
+	_, err = replay.FromTable(t.Context(), replay.Options{Options: w.options("", zerolog.Disabled), Target: replay.Target{InPlace: true}, Say: func(string) {}})
+	mustSay(err)
+	w.dropOwnSlot()
+	_, err = w.recovering(t.Context(), recovery.Run, nil)
+	mustSay(err)
 }
 
 func (w *world) order2(id string) []event {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/jackc/pglogrepl"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -199,6 +200,133 @@ func TestReplay(t *testing.T) {
 	})
 }
 
+// The server throws the retention slot away alone: the bridge publishes on, names the setting before and says afterwards what
+// to do. A slot that only moves when its bounds demand it is no idle one.
+func TestRetentionSlotDiesAlone(t *testing.T) {
+	problem := func(t *testing.T, r *running, parts ...string) {
+		t.Helper()
+		await(t, "what the bridge says of the retention slot", func() error {
+			s := r.bridge.Status().Retention
+			if s == nil {
+				return errors.New("nothing is known of it")
+			}
+			for _, part := range parts {
+				if !strings.Contains(s.Problem, part) {
+					return fmt.Errorf("its problem is %q, want %q in it", s.Problem, part)
+				}
+			}
+			if len(parts) == 0 && s.Problem != "" {
+				return errors.New(s.Problem)
+			}
+			return nil
+		})
+	}
+	begin := func(t *testing.T, pg *servers.PG) (*world, *running) {
+		w := retained(t, pg.DSN("postgres"), nil)
+		o := w.options("", zerolog.InfoLevel)
+		o.RetainEvery = 100 * time.Millisecond
+		r := w.start(o)
+		r.awaitState(bridge.Streaming)
+		return w, r
+	}
+	for _, version := range []string{"14", "18"} {
+		t.Run("max_slot_wal_keep_size of "+version, func(t *testing.T) {
+			w, r := begin(t, ownPostgres(t, version, servers.PostgresOptions{
+				InitArgs: []string{"--wal-segsize=1"},
+				Settings: map[string]string{"max_slot_wal_keep_size": "8MB", "min_wal_size": "2MB", "max_wal_size": "2MB"},
+			}))
+			w.exec("CREATE TABLE filler (x text)")
+			want := w.order("k", `"kept"`)
+			kept := w.query("SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = $1", w.prefix+"_retain")
+			problem(t, r, "max_slot_wal_keep_size is 8.0 MiB", "retain.max_bytes not below it")
+			await(t, "the retention slot to be lost", func() error {
+				w.exec("INSERT INTO filler SELECT repeat('x', 500) FROM generate_series(1, 1000)")
+				w.exec("CHECKPOINT") // lets the other slot go on
+				w.awaitCaughtUp()
+				if status := w.query("SELECT wal_status FROM pg_replication_slots WHERE slot_name = $1", w.prefix+"_retain"); status != "lost" {
+					return fmt.Errorf("wal_status is %s", status)
+				}
+				return nil
+			})
+			problem(t, r, "is lost", "`walferry init` makes a new one")
+			want = concat(want, w.order("k", `"without it"`))
+			w.awaitCaughtUp()
+			w.mustPublish("order", want)
+			w.mustRefuse(replay.Ask{FromLSN: lsnOf(t, kept)}, "is lost", "walferry init")
+			w.setup()
+			problem(t, r, "max_slot_wal_keep_size is 8.0 MiB")
+			if s := r.bridge.Status(); s.Sessions != 1 {
+				t.Errorf("%d sessions, want 1", s.Sessions)
+			}
+			r.drain()
+		})
+	}
+	t.Run("idle_replication_slot_timeout", func(t *testing.T) {
+		w, r := begin(t, ownPostgres(t, "18", servers.PostgresOptions{Settings: map[string]string{"idle_replication_slot_timeout": "2s"}}))
+		w.order("k", `"kept"`)
+		problem(t, r)
+		first := w.query("SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = $1", w.prefix+"_retain")
+		for began := time.Now(); time.Since(began) < 5*time.Second; {
+			w.exec("SELECT pg_sleep(0.2)")
+			w.exec("CHECKPOINT") // looks for idle slots
+		}
+		problem(t, r)
+		if now := w.query("SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = $1", w.prefix+"_retain"); now != first {
+			t.Errorf("it moved from %s to %s, though no bound demands it", first, now)
+		}
+		r.drain()
+		o := w.options("", zerolog.InfoLevel) // uses it once a minute
+		r = w.start(o)
+		r.awaitState(bridge.Streaming)
+		problem(t, r, "idle_replication_slot_timeout is 2s", "set it to 3m0s or more")
+		r.drain()
+	})
+}
+
+// Without retain a slot that was kept for replays is still there, and fills the disk: the bridge says so until it is gone.
+func TestRetentionSlotThatIsLeft(t *testing.T) {
+	w := retained(t, newest(t), nil)
+	o := w.options("", zerolog.InfoLevel)
+	o.Database.Retain, o.RetainEvery = config.Retain{}, 100*time.Millisecond
+	registry := prometheus.NewRegistry()
+	o.Metrics = bridge.NewMetrics(registry, "test", "test")
+	r := w.start(o)
+	w.order("k", `"kept"`)
+	await(t, "the slot that is left to be noticed", func() error {
+		s := r.bridge.Status().Retention
+		if s == nil || !strings.Contains(s.Problem, "pg_drop_replication_slot('"+w.prefix+"_retain')") || s.WAL == 0 {
+			return fmt.Errorf("the status is %+v", s)
+		}
+		return nil
+	})
+	if !strings.Contains(r.log.String(), "nobody moves slot") {
+		t.Error("the log does not say it")
+	}
+	gauges := func() (n int) {
+		families, err := registry.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range families {
+			if strings.HasPrefix(f.GetName(), "walferry_retention_") {
+				n += len(f.GetMetric())
+			}
+		}
+		return n
+	}
+	if gauges() == 0 {
+		t.Error("no metric shows it")
+	}
+	w.exec("SELECT pg_drop_replication_slot($1)", w.prefix+"_retain")
+	await(t, "nothing to be said any more", func() error {
+		if s := r.bridge.Status().Retention; s != nil || gauges() > 0 {
+			return fmt.Errorf("%d metrics, status %+v", gauges(), s)
+		}
+		return nil
+	})
+	r.drain()
+}
+
 // The retention slot goes no further than its bounds demand; the bridge says what it costs and what is wrong with it, and goes on
 // without it.
 func TestRetentionSlot(t *testing.T) {
@@ -246,6 +374,7 @@ func TestRetentionSlot(t *testing.T) {
 			}
 			return nil
 		})
+		w.mustRefuse(replay.Ask{FromLSN: lsnOf(t, first)}, "does not exist", "`walferry init` makes it")
 		if !strings.Contains(r.log.String(), "the slot that keeps WAL for replays needs somebody") {
 			t.Error("the log says nothing of a retention slot that is gone")
 		}

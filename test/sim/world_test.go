@@ -175,6 +175,7 @@ func (w *world) answerSQL() {
 	row("table", func() []any {
 		return []any{outbox.ID, "r", "p", walsender.JSON(`["id","aggregatetype","aggregateid","type","payload","created_at"]`), walsender.JSON("{}"), "16410/700"}
 	})
+	row("has-slot", func() []any { return []any{false} })
 	row("slot", func() []any {
 		at := w.pg.Confirmed()
 		return []any{"pgoutput", "logical", "shop", w.pg.ActivePID() != "", w.pg.ActivePID(), at, at, "reserved", -1, "", false, w.pg.WALEnd(), "100:100:", w.pg.WALEnd(), false}
