@@ -31,19 +31,27 @@ func breakableKafka(t *testing.T) *servers.Broker {
 	return shared.breakable
 }
 
-// outage kills the broker. It is started again by the returned function, or at the end of
-// the test.
-func outage(t *testing.T, broker *servers.Broker) (end func()) {
+// outage kills brokers. They are started again by the returned function, or at the end of the test: together, for alone none of
+// them may have a majority.
+func outage(t *testing.T, brokers ...*servers.Broker) (end func()) {
 	t.Helper()
-	if err := broker.Kill(); err != nil {
-		t.Fatal(err)
-	}
 	end = sync.OnceFunc(func() {
-		if err := broker.Start(context.Background()); err != nil {
-			t.Error(err)
+		var starts sync.WaitGroup
+		for _, broker := range brokers {
+			starts.Go(func() {
+				if err := broker.Start(context.Background()); err != nil {
+					t.Error(err)
+				}
+			})
 		}
+		starts.Wait()
 	})
 	t.Cleanup(end)
+	for _, broker := range brokers {
+		if err := broker.Kill(); err != nil {
+			t.Fatal(err)
+		}
+	}
 	return end
 }
 
