@@ -12,6 +12,7 @@ import (
 	"github.com/walferry/walferry/bridge/config"
 	"github.com/walferry/walferry/checkpoint"
 	"github.com/walferry/walferry/replication"
+	"github.com/walferry/walferry/sink"
 )
 
 // NoCheckpointError is a slot of which nothing is known.
@@ -29,10 +30,14 @@ func checkpointKey(db config.Database) string { return db.Name + "/" + db.Slot }
 func (o Options) checkpoints(systemID string) (checkpoint.Config, error) {
 	key := checkpointKey(o.Database)
 	client, err := kafkaClient(o)
-	return checkpoint.Config{
+	cfg := checkpoint.Config{
 		Client: client, Topic: o.Checkpoint.Topic, Key: key,
 		TransactionalID: "walferry/" + systemID + "/" + key, Create: o.Kafka.Topics.Create,
-	}, err
+	}
+	if o.ExactlyOnce {
+		cfg.IsEvents = sink.NewPreview(o.SinkConfig()).MayPublish
+	}
+	return cfg, err
 }
 
 // resume reads the checkpoint, which takes the right to write it away from any other
@@ -50,14 +55,14 @@ func (s *session) resume(ctx context.Context) error {
 		return err
 	}
 	if s.batch != nil {
-		cfg.Producer, cfg.Settle, cfg.IsEvents = s.batch.options, s.sink.Settle, s.sink.MayPublish
+		cfg.Producer, cfg.Settle = s.batch.options, s.sink.Settle
 	}
 	if s.store, err = checkpoint.Open(ctx, cfg); err != nil {
 		return err
 	}
 	k := &checkpoint.Keeper{
 		Store: s.store, Key: cfg.Key, Interval: s.options.Checkpoint.Interval,
-		Progress: s.inflight.Progress, Written: s.checkpointed, Kept: indexKept(s.db), Hurry: func() bool { return s.waiters.Load() > 0 || s.batch.overdue() },
+		Progress: s.inflight.Progress, Written: s.checkpointed, Kept: s.options.IndexKept(), Hurry: func() bool { return s.waiters.Load() > 0 || s.batch.overdue() },
 	}
 	if s.batch != nil {
 		s.sink.Use(s.store.Client())
@@ -293,7 +298,7 @@ func FirstCheckpoint(ctx context.Context, o Options, conn *pgx.Conn, tables []re
 	defer store.Close()
 	timelines, _ := replication.ParseTimelines(server.Timeline, "") // without a past there is nothing to parse
 	start := replication.Progress{Flushed: slot.ConfirmedFlush}
-	k := &checkpoint.Keeper{Store: store, Key: cfg.Key}
+	k := &checkpoint.Keeper{Store: store, Key: cfg.Key, Kept: o.IndexKept()}
 	return start.Flushed, k.Begin(ctx, checkpoint.Found{
 		Slot: slot.Name, SystemID: server.SystemID, Timelines: timelines, Start: start.Flushed, Membership: publication.Membership,
 	}, checkpoint.Resume{From: start, Snapshot: snapshot}, true)

@@ -12,7 +12,6 @@ import (
 	"github.com/dustin/go-humanize"
 	"github.com/jackc/pgx/v5"
 
-	"github.com/walferry/walferry/bridge/config"
 	"github.com/walferry/walferry/checkpoint"
 	"github.com/walferry/walferry/replication"
 )
@@ -93,12 +92,12 @@ func (r *retention) reached(c *checkpoint.Checkpoint) {
 	if n := len(r.entries); n == 0 || c.Time.Sub(r.entries[n-1].Time) >= r.every {
 		r.entries = append(r.entries, c.Entry())
 	}
-	oldest := c.Time.Add(-max(checkpoint.IndexKept, indexKept(r.s.db)))
+	oldest := c.Time.Add(-max(checkpoint.IndexKept, r.s.options.IndexKept()))
 	r.entries = slices.DeleteFunc(r.entries, func(e checkpoint.Entry) bool { return e.Time.Before(oldest) })
 }
 
-// indexKept is how long the index is needed: an entry must be older than what it bounds.
-func indexKept(db config.Database) time.Duration { return db.Retain.MaxAge + 24*time.Hour }
+// IndexKept is how long the index is needed: an entry must be older than what it bounds.
+func (o Options) IndexKept() time.Duration { return o.Database.Retain.MaxAge + 24*time.Hour }
 
 func (r *retention) run(ctx context.Context) {
 	tick := time.NewTicker(r.every)

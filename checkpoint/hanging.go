@@ -40,7 +40,7 @@ func (e *HangingError) Error() string {
 	return fmt.Sprintf("a transaction of %q hangs in %s: the brokers have never written its markers there, and do not know any more whether it was committed", e.TransactionalID, e.Partitions)
 }
 
-// errHangingAborted ends an Open that has aborted a hanging transaction; the next one finds none.
+// errHangingAborted ends an attempt to open that has aborted a hanging transaction; the next one finds none.
 var errHangingAborted = fmt.Errorf("a transaction that hung was aborted: %w", kerr.TransactionAbortable)
 
 // endHanging ends the last transaction of the transactional ID where it hangs. What was committed is, with the first

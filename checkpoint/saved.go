@@ -47,7 +47,7 @@ func (n *Notes) Put(ctx context.Context, key string, value []byte) (err error) {
 		return fmt.Errorf("write beside the checkpoint in topic %q: a key does not begin with %q and a slash", cfg.Topic, cfg.Key)
 	}
 	defer func() {
-		if err = withCause(ctx, err); err != nil {
+		if err = withCause(ctx, err); err != nil || ctx.Err() != nil {
 			n.Close()
 		}
 	}()

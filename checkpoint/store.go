@@ -30,11 +30,12 @@ type Config struct {
 	// Settle, with Producer, waits for the brokers to acknowledge those events. A Write fails with its error and commits
 	// nothing.
 	Settle func(context.Context) error
-	// IsEvents, with Producer, reports whether the events may go to a topic.
+	// IsEvents, if not nil, reports whether whoever had the transactional ID may have published events to a topic in its transactions:
+	// then Open ends what the brokers have left open there, and with it they forget how that was to end.
 	IsEvents func(topic string) bool
 }
 
-// Store is the only writer of its keys in a compacted topic, but for those of Put: whoever opens them
+// Store is the only writer of its keys in a compacted topic, but for those of Notes: whoever opens them
 // later takes the right to write away from it. After an error nothing is repaired: it
 // is closed and opened again. One goroutine uses it at a time; Close may be called
 // from anywhere.
@@ -89,7 +90,15 @@ const (
 // be compacted, else it fails with *TopicError; a missing one is created or is a
 // *sink.MissingTopicError. The reading ends at a record of our own, so that it holds whatever
 // any earlier writer has committed, and nothing that an earlier writer commits later counts.
-func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
+func Open(ctx context.Context, cfg Config) (*Store, error) {
+	c, err := open(ctx, cfg)
+	if errors.Is(err, errHangingAborted) && cfg.Producer == nil { // whose owner begins anew with options of its own
+		c, err = open(ctx, cfg)
+	}
+	return c, err
+}
+
+func open(ctx context.Context, cfg Config) (_ *Store, err error) {
 	alive, stop := context.WithCancel(context.WithoutCancel(ctx))
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
@@ -120,10 +129,12 @@ func (c *Store) open(ctx context.Context) (err error) {
 	if err := c.cfg.ensureTopic(ctx, c.client); err != nil {
 		return err
 	}
-	if c.cfg.Producer != nil {
+	if c.cfg.Producer != nil || c.cfg.IsEvents != nil {
 		if c.abilities, err = brokersAbilities(ctx, c.client); err != nil {
 			return err
 		}
+	}
+	if c.cfg.IsEvents != nil {
 		if err := c.endHanging(ctx); err != nil {
 			return err
 		}

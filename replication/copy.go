@@ -30,7 +30,7 @@ func (s *Stream) copy(ctx context.Context, slot, name string) (err error) {
 	if s.Timelines, err = readTimelines(ctx, s.conn, s.Server); err != nil {
 		return err
 	}
-	results, err := s.conn.Exec(ctx, fmt.Sprintf("select lsn from pg_copy_logical_replication_slot(%s, %s, true)", QuoteLiteral(slot), QuoteLiteral(name))).ReadAll()
+	results, err := s.copied(ctx, slot, name)
 	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok && pgErr.Code == "53400" {
 		return Refuse("raise max_replication_slots and restart Postgres, or drop a slot that nobody needs", "there is no room for a copy of slot %q: all replication slots are in use", slot)
 	}
@@ -42,6 +42,31 @@ func (s *Stream) copy(ctx context.Context, slot, name string) (err error) {
 	}
 	s.slot = name
 	return nil
+}
+
+const (
+	copyEvery = 250 * time.Millisecond
+	copyFor   = 10 * time.Second
+)
+
+// copied waits for a copy of the same name to be gone: that of a process which was killed lives until the server notices.
+func (s *Stream) copied(ctx context.Context, slot, name string) ([]*pgconn.Result, error) {
+	tick := time.NewTicker(copyEvery)
+	defer tick.Stop()
+	for began := time.Now(); ; {
+		results, err := s.conn.Exec(ctx, fmt.Sprintf("select lsn from pg_copy_logical_replication_slot(%s, %s, true)", QuoteLiteral(slot), QuoteLiteral(name))).ReadAll()
+		if pgErr, ok := errors.AsType[*pgconn.PgError](err); !ok || pgErr.Code != "42710" {
+			return results, err
+		}
+		if time.Since(began) > copyFor {
+			return nil, Refuse("end it, or wait until the server notices that it is gone, which takes wal_sender_timeout: SELECT pid FROM pg_stat_replication", "another process holds the copy %q of slot %q", name, slot)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-tick.C:
+		}
+	}
 }
 
 // ReadTimelines reads the history of the server, on a connection of its own. It fails with ErrOtherServer if that leads to another.

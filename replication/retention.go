@@ -50,9 +50,12 @@ func HasSlot(ctx context.Context, conn *pgx.Conn, name string) (has bool, err er
 }
 
 // Advance lets the slot forget what commits before an LSN, and counts as using it, also where it stands. The server reads the WAL in
-// between, at about 1 GB/s.
+// between, at about 1 GB/s, and no timeout of the role ends that. The connection is left without them.
 func (r *Retention) Advance(ctx context.Context, conn *pgx.Conn, to LSN) error {
 	to = max(to, r.ConfirmedFlush) // a slot never goes back
+	if err := untimed(ctx, conn.PgConn()); err != nil {
+		return err
+	}
 	if _, err := conn.Exec(ctx, `/* walferry:advance */ select pg_replication_slot_advance($1, $2::pg_lsn)`, r.Name, to.String()); err != nil {
 		return fmt.Errorf("advance slot %q to %s: %w", r.Name, to, err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strconv"
+	"time"
 
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
@@ -99,5 +100,14 @@ func (s *Successor) Become(ctx context.Context, slot string) error {
 	return nil
 }
 
-// Close ends the connection, and with it the temporary slot.
-func (s *Successor) Close(ctx context.Context) { closeConn(ctx, s.conn) }
+// Close ends the connection, and with it the temporary slot. A slot that is still waited for is given up by a request to cancel,
+// which must be on its way before the process ends: else the server goes on to wait.
+func (s *Successor) Close(ctx context.Context) {
+	closeConn(ctx, s.conn)
+	select {
+	case <-s.conn.CleanupDone():
+	case <-time.After(cancelTimeout):
+	}
+}
+
+const cancelTimeout = 5 * time.Second

@@ -16,7 +16,7 @@ import (
 type Watch struct {
 	Conn   *pgx.Conn // owned by Run, which may replace it and closes it
 	Server Server    // to which Conn leads
-	// Slot, Publication and Tables are looked at again and again.
+	// Slot, Publication and Tables are looked at again and again; no publication is not.
 	Slot        string
 	Publication string
 	Tables      []Table
@@ -72,6 +72,8 @@ func (w *Watch) look(ctx context.Context) error {
 	slot, err := ReadSlot(soon, w.Conn, w.Slot)
 	if err == nil {
 		w.Report(slot)
+	}
+	if err == nil && w.Publication != "" {
 		err = w.checkPublication(soon, slot)
 	}
 	cancel()

@@ -313,9 +313,6 @@ func (k *Kafka) OnBrokerE2E(_ kgo.BrokerMetadata, key int16, e2e kgo.BrokerE2E) 
 	k.sendDue()
 }
 
-// MayPublish reports whether the sources' events may go to a topic.
-func (k *Kafka) MayPublish(topic string) bool { return k.router.mayPublish(topic) }
-
 // Send sends what lingers, and does not wait for the brokers: at once, or as soon as a request that is on its way is
 // answered. What comes meanwhile fills the next one, which is batching without a wait of its own, and linger bounds it.
 func (k *Kafka) Send() {

@@ -114,6 +114,9 @@ func (p *Preview) Record(ev *decode.Event) (*kgo.Record, error) {
 // Topic returns the topic that ev goes to. Its errors are *PoisonError.
 func (p *Preview) Topic(ev *decode.Event) (string, error) { return p.router.topic(ev) }
 
+// MayPublish reports whether the sources' events may go to a topic. Any number of goroutines may call it.
+func (p *Preview) MayPublish(topic string) bool { return p.router.mayPublish(topic) }
+
 // fill makes r the record of ev. It makes the one copy of the event's bytes; r
 // aliases nothing of ev. Its errors are *PoisonError.
 func (rt *router) fill(r *record, ev *decode.Event) error {
@@ -199,7 +202,7 @@ func (rt *router) topic(ev *decode.Event) (string, error) {
 		return name, nil
 	}
 	name := strings.ReplaceAll(template, topicPlaceholder, string(ev.AggregateType))
-	reason := illegalTopic(name)
+	reason := IllegalTopic(name)
 	if reason == "" && slices.Contains(rt.reserved, name) {
 		reason = "it is a topic for walferry alone, checkpoint.topic or kafka.dead_letter_topic"
 	}
@@ -220,9 +223,9 @@ func (rt *router) mayPublish(topic string) bool {
 	})
 }
 
-// illegalTopic says what is wrong with a topic name, by Kafka's own rule
+// IllegalTopic says what is wrong with a topic name, "" if nothing is, by Kafka's own rule
 // (org.apache.kafka.common.internals.Topic).
-func illegalTopic(name string) string {
+func IllegalTopic(name string) string {
 	const longest = 249
 	switch {
 	case name == "", name == ".", name == "..":

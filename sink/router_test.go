@@ -174,12 +174,12 @@ func TestFillRefusesPoison(t *testing.T) {
 
 func TestIllegalTopics(t *testing.T) {
 	for _, name := range []string{"", ".", "..", "__consumer_offsets", "a b", "ä", "a/b", "a\x00", strings.Repeat("x", 250)} {
-		if illegalTopic(name) == "" {
+		if IllegalTopic(name) == "" {
 			t.Errorf("%q was accepted", name)
 		}
 	}
 	for _, name := range []string{"a", "A.b_c-9", "...", "_a", strings.Repeat("x", 249)} {
-		if reason := illegalTopic(name); reason != "" {
+		if reason := IllegalTopic(name); reason != "" {
 			t.Errorf("%q was refused: %s", name, reason)
 		}
 	}

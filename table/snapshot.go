@@ -80,7 +80,7 @@ func (s *Snapshot) settle(ctx context.Context) error {
 		var open int
 		err := s.conn.QueryRow(ctx, `/* walferry:settle */ select count(*) from pg_catalog.pg_locks l, `+nextXID+`
 			where l.locktype = 'transactionid' and l.mode = 'ExclusiveLock' and l.granted
-			and pg_visible_in_snapshot((`+fullXID("l.transactionid")+`)::text::xid8, pg_current_snapshot())`).Scan(&open)
+			and pg_visible_in_snapshot((`+RunningXID("l.transactionid", "x.n")+`)::text::xid8, pg_current_snapshot())`).Scan(&open)
 		if err != nil || open == 0 {
 			return err
 		}

@@ -21,6 +21,12 @@ func FullXID(xid, next string) string {
 		else (%[2]s >> 32 << 32) + %[1]s - 4294967296 end`, xid+"::text::bigint", next)
 }
 
+// RunningXID is FullXID for the ID of a transaction that runs, which may be newer than the snapshot, and is fewer than 2^31 away
+// from it.
+func RunningXID(xid, next string) string {
+	return fmt.Sprintf("%[2]s + (%[1]s - (%[2]s & 4294967295) + 6442450944) %% 4294967296 - 2147483648", xid+"::text::bigint", next)
+}
+
 // fullXID is FullXID beside nextXID.
 func fullXID(xid string) string { return FullXID(xid, "x.n") }
 

@@ -92,7 +92,7 @@ func (r *recovery) finish(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	k := &checkpoint.Keeper{Store: r.store, Key: cfg.Key}
+	k := &checkpoint.Keeper{Store: r.store, Key: cfg.Key, Kept: r.IndexKept()}
 	if err := k.Begin(ctx, r.found, resume, true); err != nil {
 		return err
 	}

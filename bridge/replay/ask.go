@@ -70,10 +70,14 @@ func (a *Ask) resolve(w *Window, k *known, found checkpoint.Found) (r Range, err
 		return r, outside(w, "%s", what)
 	}
 	switch {
+	case a.ToLSN != 0 && a.ToLSN > w.To.LSN:
+		return r, outside(w, "LSN %s", a.ToLSN)
+	case a.ToLSN != 0 && a.ToLSN < r.From.LSN:
+		return r, replication.Refuse("give an end behind that", "LSN %s lies before %s, where the replay would begin", a.ToLSN, r.From)
 	case a.ToLSN != 0:
-		if r.To.LSN = a.ToLSN; a.ToLSN > w.To.LSN || a.ToLSN < r.From.LSN {
-			return r, outside(w, "LSN %s", a.ToLSN)
-		}
+		r.To.LSN = a.ToLSN
+	case !a.ToTime.IsZero() && len(w.entries) > 0 && a.ToTime.Before(w.entries[0].Time.Add(-skew)):
+		return r, outside(w, "time %s", a.ToTime.Format(time.RFC3339))
 	case !a.ToTime.IsZero():
 		r.Until = a.ToTime // what was committed before and is not published yet, the bridge publishes
 	}

@@ -4,7 +4,10 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/twmb/franz-go/pkg/kerr"
+
 	"github.com/walferry/walferry/replication"
+	"github.com/walferry/walferry/sink"
 )
 
 // outside refuses a range that is not in the window.
@@ -13,16 +16,25 @@ func outside(w *Window, format string, args ...any) error {
 		"%s lies outside of what can be replayed: %s", fmt.Sprintf(format, args...), w)
 }
 
-// unkept says of a retention slot that is gone or lost what to do. It is not the slot that events come from, and nothing has to be
-// recovered.
-func unkept(err error) error {
-	lost, is := errors.AsType[*replication.SlotLostError](err)
-	switch {
-	case is:
-		return replication.Refuse("`walferry init` makes a new one, and nothing before that can be replayed; what is still in the outbox table: --from-table; keep retain.max_bytes below max_slot_wal_keep_size",
+// meant says what errors mean for a replay, where that is not what they mean for a bridge: nothing has to be recovered, and no
+// event can be moved out of the way.
+func meant(err error) error {
+	const table = "what is still in the outbox table: --from-table"
+	if lost, ok := errors.AsType[*replication.SlotLostError](err); ok {
+		return replication.Refuse("`walferry init` makes a new one, and nothing before that can be replayed; "+table+"; keep retain.max_bytes below max_slot_wal_keep_size",
 			"slot %q, which kept WAL for replays, is lost (%s)", lost.Slot, lost.Reason)
-	case errors.Is(err, replication.ErrNoSlot):
-		return replication.Refuse("`walferry init` makes it, and nothing before that can be replayed; what is still in the outbox table: --from-table", "nothing keeps WAL for replays: %v", err)
+	}
+	if errors.Is(err, replication.ErrNoSlot) {
+		return replication.Refuse("`walferry init` makes it, and nothing before that can be replayed; "+table, "nothing keeps WAL for replays: %v", err)
+	}
+	if gap, ok := errors.AsType[*replication.GapError](err); ok {
+		return replication.Refuse("connect to the server that the bridge reads from; "+table, "nothing of what was published can be replayed from this server: %s", gap.Reason)
+	}
+	if poison, ok := errors.AsType[*sink.PoisonError](err); ok {
+		return replication.Refuse("choose another --topic-prefix", "%v", poison)
+	}
+	if refused, ok := errors.AsType[*sink.PublishError](err); ok && (errors.Is(err, kerr.MessageTooLarge) || errors.Is(err, kerr.RecordListTooLarge)) {
+		return replication.Refuse("raise max.message.bytes of the topic to that of the one that the event went to first", "%v", refused)
 	}
 	return err
 }

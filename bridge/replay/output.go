@@ -14,6 +14,7 @@ import (
 
 	"github.com/walferry/walferry/bridge"
 	"github.com/walferry/walferry/decode"
+	"github.com/walferry/walferry/replication"
 	"github.com/walferry/walferry/sink"
 )
 
@@ -35,6 +36,9 @@ func (r *run) output(ctx context.Context) (output, error) {
 	}
 	cfg.Headers = append(cfg.Headers, kgo.RecordHeader{Key: bridge.ReplayHeader, Value: []byte(r.id)})
 	if !r.Target.InPlace {
+		if reason := sink.IllegalTopic(r.Target.Prefix + "x"); reason != "" {
+			return nil, replication.Refuse("choose another --topic-prefix", "%q cannot begin the name of a topic: %s", r.Target.Prefix, reason)
+		}
 		for i := range cfg.Routes {
 			cfg.Routes[i].Topic = r.Target.Prefix + cfg.Routes[i].Topic
 		}
@@ -145,3 +149,6 @@ func text(b []byte) (*string, []byte) {
 }
 
 func (l *lines) flush(context.Context) error { return l.w.Flush() }
+
+// close writes what a replay that ends before its time has left: whole lines.
+func (l *lines) close() { _ = l.w.Flush() }

@@ -81,7 +81,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		err = stopped(r.resumable(), err)
 	}
-	err = bridge.Explain(o.Database.Name, unkept(err))
+	err = bridge.Explain(o.Database.Name, meant(err))
 	if e, ok := errors.AsType[*bridge.Error](err); ok && e.Hint == "" && r.resumable() != "" {
 		e.Hint = resumes(r.id)
 	}
@@ -107,6 +107,10 @@ func (r *run) run(ctx context.Context, conn *pgx.Conn) (err error) {
 	defer r.out.close()
 	r.announce()
 	if err := r.keep(ctx); err != nil {
+		return err
+	}
+	// Last: from here on the server wants to be answered.
+	if err := r.stream.StartAt(ctx, r.Database.Publication, r.inflight.Flushed()); err != nil {
 		return err
 	}
 	end := r.beside(ctx, conn)
@@ -136,7 +140,7 @@ func (r *run) prepare() error {
 	return nil
 }
 
-// open copies the slot, finds the range in what the copy has, and starts to stream.
+// open copies the slot and finds the range in what the copy has.
 func (r *run) open(ctx context.Context, conn *pgx.Conn) error {
 	tables, published := r.Tables()
 	db := r.Database
@@ -152,15 +156,11 @@ func (r *run) open(ctx context.Context, conn *pgx.Conn) error {
 		r.stream.Close(ctx)
 		return err
 	}
-	if err := r.stream.StartAt(ctx, db.Publication, max(r.rng.From.LSN, r.from.Flushed)); err != nil {
-		r.stream.Close(ctx)
-		return err
-	}
 	r.decoder = decode.NewDecoder(decode.Config{
 		Tables: tables, OIDs: r.stream.Publication.OIDs, Prefix: db.Messages.Prefix, SystemID: r.stream.Server.SystemID,
 		Timeline: func(l decode.LSN) uint32 { return r.stream.Timelines.Of(replication.LSN(l)) },
 	})
-	r.inflight = replication.NewInflight(r.stream.Start, windowRuns, replication.Hooks{Failed: r.fail})
+	r.inflight = replication.NewInflight(max(r.rng.From.LSN, r.from.Flushed), windowRuns, replication.Hooks{Failed: r.fail})
 	r.limit = limiter(r.Rate)
 	return nil
 }
@@ -184,10 +184,7 @@ func (r *run) locate() error {
 		return err
 	}
 	if r.Resume != "" {
-		if r.from.Flushed < w.From.LSN {
-			return outside(w, "replay %s, which has come to %s,", r.id, r.from.Flushed)
-		}
-		return nil
+		return r.known.goesOn(r.id, w, found)
 	}
 	r.rng, err = r.Ask.resolve(w, r.known, found)
 	return err
@@ -195,18 +192,16 @@ func (r *run) locate() error {
 
 // beside answers the server, and keeps what is reached, until the function that it returns is called. It takes over the connection.
 func (r *run) beside(ctx context.Context, sql *pgx.Conn) (end func()) {
-	_, published := r.Tables()
-	db := r.Database
 	beside, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	feedback := &replication.Feedback{
-		// Nothing is ever confirmed: what was replayed once can be again.
-		Stream: r.stream, Confirmable: func() replication.LSN { return r.stream.Start }, Tick: func(replication.LSN) { r.progress() },
+		// The copy is nobody else's: what is published the server need not keep for it.
+		Stream: r.stream, Confirmable: r.inflight.Flushed, Tick: func(replication.LSN) { r.progress() },
 	}
-	// A server that shuts down waits for a walsender that confirms nothing: at once it is let go.
+	// A server that shuts down waits for a walsender that confirms nothing: at once it is let go. What becomes of the publication is no
+	// matter: the WAL is read with that of its time.
 	watch := &replication.Watch{
-		Conn: sql, Server: r.stream.Server, Slot: db.RetentionSlot(), Publication: db.Publication, Tables: published,
-		Membership: r.stream.Publication.Membership, Every: 5 * time.Second, Report: func(*replication.Slot) {}, Lost: func(bool) {},
+		Conn: sql, Server: r.stream.Server, Slot: r.Database.RetentionSlot(), Every: 5 * time.Second, Report: func(*replication.Slot) {}, Lost: func(bool) {},
 	}
 	for _, f := range []func(context.Context) error{feedback.Run, watch.Run, r.keepOn} {
 		wg.Go(func() {
@@ -229,7 +224,7 @@ func (r *run) pump(ctx context.Context) error {
 		return nil
 	}
 	var inRange, hasEvents bool
-	var committed time.Time
+	var committed, ended time.Time
 	for {
 		m, err := r.stream.Receive()
 		switch {
@@ -263,6 +258,10 @@ func (r *run) pump(ctx context.Context) error {
 			r.stream.Begin(c.CommitTime)
 			r.inflight.Begin(replication.LSN(c.CommitLSN), c.CommitTime)
 		case decode.Row, decode.Message:
+			if now := time.Now(); now.Sub(ended) >= keepEvery { // of a large transaction, at a low rate
+				ended = now
+				r.inflight.EndRun()
+			}
 			if !inRange || r.from.Covers(replication.LSN(c.Event.Position.CommitLSN), c.Event.Position.Index) {
 				continue
 			}
@@ -293,7 +292,7 @@ func (r *run) reached(lsn replication.LSN) bool {
 }
 
 // publish hands an event on. done is called once it is published, or never will be; nil is for those of the WAL.
-// One that can never be published was passed over by the bridge as well, as a dead letter.
+// One that could never be published to its own topic the bridge has passed over as well.
 func (r *run) publish(ctx context.Context, ev *decode.Event, at, committed time.Time, done func(error)) error {
 	if r.limit != nil {
 		if err := r.limit.Wait(ctx); err != nil {
@@ -311,7 +310,7 @@ func (r *run) publish(ctx context.Context, ev *decode.Event, at, committed time.
 	if err != nil && wal {
 		r.inflight.Withdraw(ev.Position.Index)
 	}
-	if _, poison := errors.AsType[*sink.PoisonError](err); poison {
+	if _, poison := errors.AsType[*sink.PoisonError](err); poison && sink.Check(r.SinkConfig(), ev) != nil {
 		r.report.Unpublished++
 		return nil
 	}

@@ -15,11 +15,14 @@ import (
 
 // State is a replay that has not come to its end: what it needs to go on. It lies beside the checkpoint.
 type State struct {
-	ID      string    `json:"id"`
-	Range   Range     `json:"range"`
-	Target  Target    `json:"target"`
-	Started time.Time `json:"started"`
-	Time    time.Time `json:"time"` // when this was written
+	ID     string `json:"id"`
+	Range  Range  `json:"range"`
+	Target Target `json:"target"`
+	// SystemID and Timeline are of the server that Reached and Range are positions of.
+	SystemID string    `json:"system_id"`
+	Timeline uint32    `json:"timeline"`
+	Started  time.Time `json:"started"`
+	Time     time.Time `json:"time"` // when this was written
 	// Reached, OpenCommit and OpenIndex are as in a checkpoint.
 	Reached    checkpoint.LSN `json:"reached"`
 	OpenCommit checkpoint.LSN `json:"open_commit_lsn,omitzero"`
@@ -43,6 +46,22 @@ func (k *known) state(id string) (*State, error) {
 		return nil, &checkpoint.CorruptError{Reason: fmt.Sprintf("what is known of replay %q cannot be read", id)}
 	}
 	return &s, nil
+}
+
+// goesOn refuses to go on with a replay whose positions mean something else by now, or are not kept any more.
+func (k *known) goesOn(id string, w *Window, found checkpoint.Found) error {
+	s, err := k.state(id)
+	if err != nil {
+		return err
+	}
+	left, shared := found.Timelines.End(s.Timeline)
+	switch {
+	case s.SystemID != found.SystemID || !shared || max(s.Reached.LSN, s.Range.To.LSN) > left:
+		return replication.Refuse("start another one", "replay %s was of %s to %s on timeline %d, which this server does not have, or not so far", id, s.Range.From, s.Range.To, s.Timeline)
+	case s.Reached.LSN < w.From.LSN:
+		return outside(w, "replay %s, which has come to %s,", id, s.Reached)
+	}
+	return nil
 }
 
 // states returns all replays that were interrupted, the oldest first.
@@ -73,6 +92,7 @@ func (r *run) keep(ctx context.Context) error {
 	p := checkpoint.Merge(r.from, r.inflight.Progress())
 	s := State{
 		ID: r.id, Range: r.rng, Target: r.Target, Started: r.started, Time: time.Now().UTC(),
+		SystemID: r.stream.Server.SystemID, Timeline: r.stream.Server.Timeline,
 		Reached: checkpoint.LSN{LSN: p.Flushed}, OpenCommit: checkpoint.LSN{LSN: p.Commit}, OpenIndex: p.Index,
 	}
 	value, err := json.Marshal(&s)

@@ -66,7 +66,7 @@ func ReadWindow(ctx context.Context, o bridge.Options) (w *Window, err error) {
 		w, err = known.window(o.Database.RetentionSlot(), slot.ConfirmedFlush, checkpoint.Found{SystemID: server.SystemID, Timelines: timelines, WALEnd: slot.SnapshotLSN})
 		return err
 	})
-	return w, bridge.Explain(o.Database.Name, unkept(err))
+	return w, bridge.Explain(o.Database.Name, meant(err))
 }
 
 // with connects to the database of which WAL is kept.

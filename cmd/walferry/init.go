@@ -8,10 +8,8 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
 
-	"github.com/walferry/walferry/bridge"
 	"github.com/walferry/walferry/bridge/recovery"
 	"github.com/walferry/walferry/bridge/setup"
 )
@@ -27,14 +25,14 @@ func initCommand() *cobra.Command {
 		Example: "  walferry init --config walferry.yaml\n  walferry init --print > outbox.sql\n  walferry init --backfill   # the tables have rows that are to be published",
 		Args:    noArgs,
 	}
-	path := configFlag(cmd)
+	path, name := configFlag(cmd), databaseFlag(cmd)
 	onlyPrint := cmd.Flags().Bool("print", false, "only print the SQL, with the least-privilege role")
 	acceptGap := cmd.Flags().Bool("accept-gap", false, "create a slot anew although its checkpoint says that there was one: events between them are not published")
 	backfill := cmd.Flags().Bool("backfill", false, "publish also the rows that are older than the slot, which must not exist; needs SELECT on the tables")
 	report := reportFlag(cmd)
 	timeout := cmd.Flags().Duration("timeout", time.Minute, "give up after this `duration`; creating a slot waits for open transactions")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		cfg, err := loadConfig(*path)
+		cfg, databases, err := chosen(*path, *name)
 		if err != nil {
 			return err
 		}
@@ -45,7 +43,7 @@ func initCommand() *cobra.Command {
 			ctx, cancel = context.WithTimeout(ctx, *timeout)
 			defer cancel()
 		}
-		for _, db := range cfg.Databases {
+		for _, db := range databases {
 			if *onlyPrint {
 				sql, err := setup.SQL(db)
 				if err != nil {
@@ -65,7 +63,9 @@ func initCommand() *cobra.Command {
 				continue
 			}
 			did := func(what string) { fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", db.Name, what) }
-			if err := setup.Run(ctx, bridge.Options{Database: db, Kafka: cfg.Kafka, Checkpoint: cfg.Checkpoint, AcceptGap: *acceptGap, Log: zerolog.Nop()}, did); err != nil {
+			o := options(cfg, db)
+			o.AcceptGap = *acceptGap
+			if err := setup.Run(ctx, o, did); err != nil {
 				return err
 			}
 		}

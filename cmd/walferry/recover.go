@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -73,10 +72,9 @@ func recovering(cfg *config.Config, db config.Database, file string, w io.Writer
 		if err != nil {
 			return &usageError{fmt.Errorf("--report: %w", err)}
 		}
-		buffered := bufio.NewWriter(f)
-		lines := json.NewEncoder(buffered)
+		lines := json.NewEncoder(f) // a whole line a write
 		o.Sent = func(s recovery.Sent) error { return lines.Encode(s) }
-		defer func() { err = errors.Join(err, buffered.Flush(), f.Close()) }()
+		defer func() { err = errors.Join(err, f.Close()) }()
 	}
 	report, err := run(o)
 	if err != nil {

@@ -124,6 +124,9 @@ func (f *replayFlags) options(cmd *cobra.Command) (o replay.Options, err error) 
 	if o.Ask.ToTime, err = timeFlag("--to-time", f.toTime, now); err != nil {
 		return o, err
 	}
+	if o.Ask.FromTime.After(now) {
+		return o, fmt.Errorf("--from-time: %s lies in the future", f.fromTime)
+	}
 	if !o.Ask.ToTime.IsZero() && o.Ask.ToTime.Before(o.Ask.FromTime) {
 		return o, errors.New("--to-time lies before --from-time")
 	}
@@ -205,7 +208,7 @@ func (f *replayFlags) summarize(w io.Writer, o replay.Options, r *replay.Report)
 			r.Last.Position, r.Last.Committed.UTC().Format(time.RFC3339Nano))
 	}
 	if r.Unpublished > 0 {
-		fmt.Fprintf(w, "  %d events can never be published, as they are dead letters: left out\n", r.Unpublished)
+		fmt.Fprintf(w, "  %d events were left out, as none can be published like that: dead letters, or larger than kafka.max_record by now\n", r.Unpublished)
 	}
 }
 

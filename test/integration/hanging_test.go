@@ -200,6 +200,28 @@ func TestHangingTransactions(t *testing.T) {
 			t.Errorf("published are %q, want %q", got, want)
 		}
 	})
+	t.Run("committed, and whoever takes over publishes no events in transactions", func(t *testing.T) {
+		r.T, r.cfg.TransactionalID = t, "recovers"
+		s := r.open()
+		r.publish(s, 0, "recovered")
+		if err := s.Write(t.Context(), map[string][]byte{hangingKey: []byte("recovered")}); err != nil {
+			t.Fatal(err)
+		}
+		s.Close()
+		r.hangs(hangingEvents, 2, "k", "hung and recovered")
+		for _, producer := range [][]kgo.Opt{nil, r.cfg.Producer} {
+			cfg := r.cfg
+			cfg.Producer = producer
+			s, err := checkpoint.Open(t.Context(), cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.Close()
+		}
+		if got := r.published(); !slices.Contains(got, "recovered") || !slices.Contains(got, "hung and recovered") {
+			t.Errorf("published are %q, want what was committed among them", got)
+		}
+	})
 	t.Run("aborted", func(t *testing.T) {
 		r.T, r.cfg.TransactionalID = t, "aborted"
 		before := r.published()

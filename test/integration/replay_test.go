@@ -410,18 +410,18 @@ func TestReplayIsKilledAndResumed(t *testing.T) {
 	})
 	<-time.After(1500 * time.Millisecond) // what was reached is kept once a second
 	c.kill()
-	await(t, "the copy of the slot to be gone", func() error {
-		if n := w.query("SELECT count(*)::text FROM pg_replication_slots WHERE slot_name LIKE 'walferry_replay_%'"); n != "0" {
-			return errors.New(n + " are there")
-		}
-		return nil
-	})
 	interrupted := w.window().Interrupted
 	if len(interrupted) != 1 || interrupted[0].Reached.LSN < from.LSN || interrupted[0].OpenIndex == 0 {
 		t.Fatalf("to be resumed are %+v, want one inside of the transaction", interrupted)
 	}
 	killed := len(w.replayed())
-	stdout, _ := walferry(t, "replay", "--config", file, "--resume", interrupted[0].ID).exit(0)
+	stdout, _ := walferry(t, "replay", "--config", file, "--resume", interrupted[0].ID).exit(0) // also while the copy is still there
+	await(t, "the copies of the slot to be gone", func() error {
+		if n := w.query("SELECT count(*)::text FROM pg_replication_slots WHERE slot_name LIKE 'walferry_replay_%'"); n != "0" {
+			return errors.New(n + " are there")
+		}
+		return nil
+	})
 	copies := w.replayed()
 	seen := map[string]bool{}
 	for _, r := range copies {

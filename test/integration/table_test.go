@@ -288,6 +288,19 @@ func TestTransactionIDsAreGivenTheirEpoch(t *testing.T) {
 				t.Errorf("transaction ID %d before %d is %s, want %d", c.xid, c.next, got, c.want)
 			}
 		}
+		for _, c := range []struct{ xid, next, want int64 }{ // one that runs may be newer
+			{700, 701 + epoch, 700 + epoch},
+			{701, 701 + epoch, 701 + epoch},
+			{950, 701 + epoch, 950 + epoch},
+			{950, 701, 950},
+			{epoch - 1, 3 + epoch, epoch - 1},
+			{3, 2*epoch - 1, 3 + 2*epoch},
+		} {
+			sql := fmt.Sprintf("SELECT (%s)::text FROM (VALUES ('%d'::xid)) AS t(xmin), (VALUES (%d::bigint)) AS x(n)", table.RunningXID("t.xmin", "x.n"), c.xid, c.next)
+			if got := w.query(sql); got != fmt.Sprint(c.want) {
+				t.Errorf("running transaction %d beside %d is %s, want %d", c.xid, c.next, got, c.want)
+			}
+		}
 		full := w.query("SELECT pg_current_xact_id()::text")
 		if got := w.query("SELECT ("+table.FullXID("$1::text::xid", "(1 + $2::text::bigint)")+")::text", full, full); got != full {
 			t.Errorf("%s became %s", full, got)
