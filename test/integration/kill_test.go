@@ -30,11 +30,11 @@ databases:
     shutdown_grace: %s
 kafka: {brokers: %q, linger: %s, max_record: %s, max_buffered: %s}
 delivery: %s
-checkpoint: {topic: %q}
+checkpoint: {topic: %q, interval: %s}
 admin: {listen: %q}
 log: {format: json}
 `, db.Name, db.DSN.Reveal(), db.Slot, db.Publication, db.Outbox[0].Topic, db.Messages.Topic, db.DrainTimeout, db.ShutdownGrace,
-		strings.Join(kafka.Brokers, ","), kafka.Linger, kafka.MaxRecord, kafka.MaxBuffered, w.cfg.Delivery, w.cfg.Checkpoint.Topic, admin)))
+		strings.Join(kafka.Brokers, ","), kafka.Linger, kafka.MaxRecord, kafka.MaxBuffered, w.cfg.Delivery, w.cfg.Checkpoint.Topic, w.cfg.Checkpoint.Interval, admin)))
 }
 
 // awaitStreaming waits until the process has begun to read the slot.

@@ -73,6 +73,7 @@ func terminateBridge(f *faultRun) {
 func adjacentCommits(f *faultRun) {
 	w := newWorld(f.T, newest(f.T), func(cfg *config.Config) {
 		cfg.Kafka.MaxRecord, cfg.Kafka.MaxBuffered = 1<<10, 4<<10 // the second takes its time
+		cfg.Checkpoint.Interval = 100 * time.Millisecond          // and the first is confirmed meanwhile
 	})
 	const pairs, rows = 5, 20_000
 	second, err := pgx.Connect(f.Context(), w.dsn())
