@@ -112,7 +112,7 @@ func (f *reconcileFlags) run(ctx context.Context, out io.Writer, path, name stri
 		return err
 	}
 	defer func() { err = cmp.Or(report.close(), err) }()
-	results, bad, failed := []*reconcile.Result{}, &defectsError{}, []error(nil)
+	results, bad, failed, success := []*reconcile.Result{}, &defectsError{}, []error(nil), map[string]float64{}
 	for _, db := range databases {
 		bar := newProgress(os.Stderr, false)
 		o := reconcile.Options{
@@ -125,15 +125,16 @@ func (f *reconcileFlags) run(ctx context.Context, out io.Writer, path, name stri
 			return errors.New("interrupted before everything was compared")
 		}
 		if err != nil { // the others can be compared all the same
-			failed = append(failed, err)
+			failed, success[db.Name] = append(failed, err), 0
 			continue
 		}
+		success[db.Name] = 1
 		if results = append(results, r); !r.Agree {
 			bad.databases = append(bad.databases, db.Name)
 		}
 	}
-	if f.metrics != "" && len(results) > 0 { // else what is there says how old it is
-		if err := writeReconcileMetrics(f.metrics, results); err != nil {
+	if f.metrics != "" {
+		if err := writeReconcileMetrics(f.metrics, results, success); err != nil {
 			return err
 		}
 	}
@@ -240,19 +241,28 @@ func printResult(out io.Writer, r *reconcile.Result) error {
 	return nil
 }
 
-// writeReconcileMetrics writes the results in Prometheus' text format. The file appears at once or not at all.
-func writeReconcileMetrics(path string, results []*reconcile.Result) error {
+// writeReconcileMetrics writes the results in Prometheus' text format, and of each database whether it could be compared. The
+// file appears at once or not at all.
+func writeReconcileMetrics(path string, results []*reconcile.Result, success map[string]float64) error {
 	registry := prometheus.NewRegistry()
-	gauge := func(name, help string, value func(*reconcile.Result) int64) {
+	of := func(name, help string) *prometheus.GaugeVec {
 		g := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "walferry_reconcile_" + name, Help: help + ", of the last `walferry reconcile`."}, []string{"database"})
 		registry.MustRegister(g)
+		return g
+	}
+	compared := of("success", "Whether the database could be compared, 1 or 0")
+	for database, is := range success {
+		compared.WithLabelValues(database).Set(is)
+	}
+	gauge := func(name, help string, value func(*reconcile.Result) int64) {
+		g := of(name, help)
 		for _, r := range results {
 			g.WithLabelValues(r.Database).Set(float64(value(r)))
 		}
 	}
 	gauge("rows", "Rows of the outbox tables", func(r *reconcile.Result) int64 { return r.Total.Rows })
 	gauge("records", "Records of the topics that rows go to", func(r *reconcile.Result) int64 { return r.Total.Records })
-	gauge("missing", "Rows without a record, where it would be held", func(r *reconcile.Result) int64 { return r.Total.Missing })
+	gauge("missing", "Rows without a record, where it would be held, and that were not repaired", func(r *reconcile.Result) int64 { return r.Total.Missing - r.Total.Repaired })
 	gauge("duplicated", "Records too many", func(r *reconcile.Result) int64 { return r.Total.Duplicated })
 	gauge("different", "Records that are not what their row becomes", func(r *reconcile.Result) int64 { return r.Total.Different })
 	gauge("out_of_order", "Events behind one of their key that they should precede", func(r *reconcile.Result) int64 { return r.Total.OutOfOrder })

@@ -379,8 +379,11 @@ func TestReconcileCommand(t *testing.T) {
 			t.Errorf("%q is shown", data)
 		}
 	}
-	if stdout, _ = walferry(t, "reconcile", "--config", file, "--repair").exit(68); !strings.Contains(stdout, "TABLES AND TOPICS DO NOT AGREE") {
+	if stdout, _ = walferry(t, "reconcile", "--config", file, "--repair", "--metrics", metrics).exit(68); !strings.Contains(stdout, "TABLES AND TOPICS DO NOT AGREE") {
 		t.Errorf("%s", stdout)
+	}
+	if text, err = os.ReadFile(metrics); err != nil || !strings.Contains(string(text), `walferry_reconcile_missing{database="shop"} 0`) {
+		t.Errorf("%v: after the repair the metrics are\n%s", err, text)
 	}
 	w.exec("DELETE FROM outbox")
 	if stdout, _ = walferry(t, "reconcile", "--config", file).exit(0); !strings.Contains(stdout, "tables and topics agree") {
