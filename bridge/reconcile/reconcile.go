@@ -135,11 +135,11 @@ func (w *work) open(ctx context.Context) error {
 	}
 	w.lsn, w.taken = w.snapshot.LSN, time.Now()
 	for i := range w.tables {
-		slack := uint64(0)
+		s := source{}
 		if w.snapshot.Order(w.query(i)) == table.ByCommit {
-			slack = commitSlack
+			s.slack = commitSlack
 		}
-		w.comparison.slack = append(w.comparison.slack, slack)
+		w.comparison.sources = append(w.comparison.sources, s)
 	}
 	if w.reader, err = topics.New(ctx, opts, topics.Options{Timeout: w.o.Timeout}); err != nil {
 		w.closeSnapshot(ctx)

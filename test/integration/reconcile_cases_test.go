@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/rs/zerolog"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -119,6 +120,48 @@ func TestReconcileDoesNotCallMissingWhatMayHaveExpired(t *testing.T) {
 	if r := w.reconciled(); !r.Agree || r.Total.Records != 30 || r.Total.Missing+r.Total.OutOfOrder != 0 {
 		t.Errorf("after all were repaired: %+v", r)
 	}
+}
+
+// A row that was updated has the transaction ID of the update, as if it was new.
+func TestReconcileDoesNotCallMissingARowThatWasUpdated(t *testing.T) {
+	w, topic := published(t, nil)
+	w.deleteRecords(topic, 0, 10)
+	w.update("UPDATE outbox SET type = 'U' WHERE id = '3'")
+	r, report := w.reconcile(true)
+	if len(report) != 0 || r.Total.Unknown != 13 || r.Total.Repaired != 0 || !strings.Contains(strings.Join(r.Hints, " "), "rows of table public.outbox were updated (1 times") {
+		t.Errorf("%+v, %+v", r, report)
+	}
+	_, reset, _ := strings.Cut(strings.Join(r.Hints, " "), "are deleted: ")
+	reset, _, ok := strings.Cut(reset, ")")
+	if !ok {
+		t.Fatalf("the hints are %q", r.Hints)
+	}
+	w.exec("DELETE FROM outbox WHERE id = '3'")
+	w.exec(reset + ")")
+	if r, report = w.reconcile(false); !slices.Equal(found(report), []string{"missing 25"}) || r.Total.Unknown != 11 {
+		t.Errorf("once it is deleted: %+v, %+v", r, report)
+	}
+}
+
+// update runs SQL on a connection that ends, and so tells the statistics.
+func (w *world) update(sql string) {
+	w.t.Helper()
+	conn, err := pgx.Connect(w.t.Context(), w.dsn())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if _, err := conn.Exec(w.t.Context(), sql); err != nil {
+		w.t.Error(err)
+	}
+	if err := conn.Close(w.t.Context()); err != nil {
+		w.t.Error(err)
+	}
+	await(w.t, "the statistics", func() error {
+		if w.query("SELECT sum(n_tup_upd)::text FROM pg_stat_user_tables WHERE relname LIKE 'outbox%'") == "0" {
+			return errors.New("no update is counted")
+		}
+		return nil
+	})
 }
 
 func TestReconcileOfACompactedTopic(t *testing.T) {
