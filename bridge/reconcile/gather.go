@@ -11,6 +11,7 @@ import (
 
 	"github.com/walferry/walferry/bridge"
 	"github.com/walferry/walferry/decode"
+	"github.com/walferry/walferry/replication"
 	"github.com/walferry/walferry/sink"
 	"github.com/walferry/walferry/table"
 )
@@ -229,6 +230,23 @@ func (w *work) readTopics(ctx context.Context) error {
 		}
 		for p, at := range starts {
 			t.partitions[p].start = at
+		}
+	}
+	return w.absent(ctx)
+}
+
+// absent makes sure that topics which did not exist still do not: one broker that has not heard of a topic says so too.
+func (w *work) absent(ctx context.Context) error {
+	for _, t := range w.comparison.topics {
+		if len(t.partitions) > 0 {
+			continue
+		}
+		n, err := w.reader.Partitions(ctx, t.name)
+		if err != nil {
+			return err
+		}
+		if n > 0 {
+			return replication.Refuse("run it again", "topic %q exists, and did not when the tables were read", t.name)
 		}
 	}
 	return nil

@@ -154,6 +154,7 @@ func TestAWrongCommandLine(t *testing.T) {
 		{[]string{"reconcile", "--config", one, "--database", "nobody"}, `--database: the configuration has no database "nobody"`},
 		{[]string{"reconcile", "--config", one, "--report", "/nowhere/report"}, "--report: open /nowhere/report"},
 		{[]string{"reconcile", "--config", one, "--memory", "1kB"}, `invalid argument "1kB" for "--memory" flag: must be from 1.0 MiB to 1.0 TiB`},
+		{[]string{"reconcile", "--config", one, "--repair", "--max-repair", "-1"}, `invalid argument "-1" for "--max-repair" flag`},
 		{[]string{"checkpoint", "save"}, "accepts 1 arg(s), received 0"},
 		{[]string{"checkpoint", "save", "--config", one, "before/deploy"}, `"before/deploy" is not a name`},
 		{[]string{"run", "--config", one, "--until-lsn", "nonsense"}, `--until-lsn: "nonsense" is not an LSN such as 16/B374D848`},

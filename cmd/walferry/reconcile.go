@@ -44,7 +44,8 @@ func reconcileCommand() *cobra.Command {
 			"nothing away from the bridge, which has to run: only what it has confirmed is compared. While it reads, Postgres\n" +
 			"cannot vacuum what has died since it began. Rows and records are kept as hashes, beyond --memory in files.\n\n" +
 			"Exits with 0 if tables and topics agree, with 68 if not; with delivery at_least_once duplicates are counted and\n" +
-			"agree. What --repair has published is no defect any more. Exits with 1 if it could not compare.",
+			"agree. What --repair has published is no defect any more. Exits with 1 if it could not compare. One --repair or\n" +
+			"`walferry recover` of a slot runs at a time.",
 		Example: "  walferry reconcile --config walferry.yaml --report defects.ndjson\n" +
 			"  walferry reconcile --json --metrics /var/lib/node_exporter/walferry.prom\n  walferry reconcile --database shop --repair",
 		Args: noArgs,
@@ -53,10 +54,11 @@ func reconcileCommand() *cobra.Command {
 	f := reconcileFlags{memory: 256 << 20}
 	flags := cmd.Flags()
 	flags.BoolVar(&f.repair, "repair", false, "publish what is missing")
+	flags.Uint32Var(&f.maxRepair, "max-repair", 1000, "publish nothing, and fail, if more than this `number` of rows are missing from the topics of a database")
 	flags.BoolVar(&f.asJSON, "json", false, "print JSON")
 	flags.StringVar(&f.report, "report", "", "write each defect as a line of JSON to this `file`: kind, id and place, never payload or key")
 	flags.StringVar(&f.metrics, "metrics", "", "write metrics to this `file` for node_exporter's textfile collector")
-	flags.DurationVar(&f.timeout, "timeout", 5*time.Minute, "give up if the slot takes longer than this `duration` to confirm what is compared, or Kafka says nothing for as long")
+	flags.DurationVar(&f.timeout, "timeout", 5*time.Minute, "give up if the slot takes longer than this `duration` to confirm what is compared, or Kafka sends or acknowledges nothing for as long")
 	flags.Var(&f.memory, "memory", "hold about as many `bytes` of rows and records, the rest goes to files")
 	flags.StringVar(&f.dir, "dir", "", "the `directory` for these files (default: the system's for temporary files)")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -69,6 +71,7 @@ func reconcileCommand() *cobra.Command {
 
 type reconcileFlags struct {
 	repair, asJSON       bool
+	maxRepair            uint32
 	report, metrics, dir string
 	memory               byteSize
 	timeout              time.Duration
@@ -116,7 +119,7 @@ func (f *reconcileFlags) run(ctx context.Context, out io.Writer, path, name stri
 	for _, db := range databases {
 		bar := newProgress(os.Stderr, false)
 		o := reconcile.Options{
-			Options: options(cfg, db), Repair: f.repair, Report: report.writer(),
+			Options: options(cfg, db), Repair: f.repair, MaxRepair: int64(f.maxRepair), Report: report.writer(),
 			Memory: int(f.memory), Dir: f.dir, Timeout: f.timeout, Progress: func(stage string, done, total int64) { bar.show(db.Name+": "+stage, done, total) },
 		}
 		r, err := reconcile.Run(ctx, o)
@@ -124,8 +127,11 @@ func (f *reconcileFlags) run(ctx context.Context, out io.Writer, path, name stri
 		if ctx.Err() != nil {
 			return errors.New("interrupted before everything was compared")
 		}
+		success[db.Name] = 0
 		if err != nil { // the others can be compared all the same
-			failed, success[db.Name] = append(failed, err), 0
+			failed = append(failed, err)
+		}
+		if r == nil {
 			continue
 		}
 		success[db.Name] = 1

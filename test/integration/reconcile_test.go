@@ -51,7 +51,7 @@ func (w *world) reconcile(repair bool) (*reconcile.Result, []reported) {
 	w.t.Helper()
 	var report bytes.Buffer
 	r, err := reconcile.Run(w.t.Context(), reconcile.Options{
-		Options: w.options("", zerolog.Disabled), Repair: repair, Report: &report,
+		Options: w.options("", zerolog.Disabled), Repair: repair, MaxRepair: 30, Report: &report,
 		Memory: 1 << 20, Dir: w.t.TempDir(), Timeout: patience,
 	})
 	if err != nil {
@@ -377,6 +377,14 @@ func TestReconcileCommand(t *testing.T) {
 		content, _ := os.ReadFile(report)
 		if all := stdout + stderr + string(content) + string(text); strings.Contains(all, data) {
 			t.Errorf("%q is shown", data)
+		}
+	}
+	if _, stderr = walferry(t, "reconcile", "--config", file, "--repair", "--max-repair", "2", "--metrics", metrics).exit(1); !strings.Contains(stderr, "3 rows are missing, which is more than --max-repair 2") {
+		t.Errorf("%s", stderr)
+	}
+	for _, want := range []string{`walferry_reconcile_success{database="shop"} 1`, `walferry_reconcile_missing{database="shop"} 3`} {
+		if text, err = os.ReadFile(metrics); err != nil || !strings.Contains(string(text), want) {
+			t.Errorf("%v: after a repair that was refused there is no %s in\n%s", err, want, text)
 		}
 	}
 	if stdout, _ = walferry(t, "reconcile", "--config", file, "--repair", "--metrics", metrics).exit(68); !strings.Contains(stdout, "TABLES AND TOPICS DO NOT AGREE") {
