@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -41,6 +42,35 @@ func (o Options) Tables() (tables []decode.Table, published []replication.Table)
 		tables, published = append(tables, table), append(published, Published(table))
 	}
 	return tables, published
+}
+
+const (
+	lockEvery = 100 * time.Millisecond
+	lockFor   = 5 * time.Second
+)
+
+// Lock makes sure that nobody else publishes rows of the tables for a slot. Postgres lets go of it when the connection ends; of one
+// that was killed that takes a moment.
+func Lock(ctx context.Context, conn *pgx.Conn, slot string) error {
+	tick := time.NewTicker(lockEvery)
+	defer tick.Stop()
+	for began := time.Now(); ; {
+		var mine bool
+		err := conn.QueryRow(ctx, `/* walferry:lock */ select pg_try_advisory_lock(hashtextextended('walferry recover ' || $1, 0))`, slot).Scan(&mine)
+		switch {
+		case err != nil:
+			return fmt.Errorf("lock slot %q against other recoveries and repairs: %w", slot, err)
+		case mine:
+			return nil
+		case time.Since(began) > lockFor:
+			return replication.Refuse("wait for it, or end it: SELECT pid FROM pg_locks WHERE locktype = 'advisory'", "another walferry recovers slot %q, or repairs its topics", slot)
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-tick.C:
+		}
+	}
 }
 
 // The headers of records that are not of a bridge.

@@ -173,6 +173,24 @@ func (s *Snapshot) Count(ctx context.Context, q Query) (n int64, err error) {
 	return n, nil
 }
 
+// Updates returns how many updates of rows of a query's table, in all of its partitions, the server's statistics count, and the SQL
+// that has them counted anew. A row that was updated has the transaction ID of that, not of when it was written.
+func (s *Snapshot) Updates(ctx context.Context, q Query) (n int64, reset string, err error) {
+	only, err := s.only(ctx, q)
+	if err == nil {
+		err = s.conn.QueryRow(ctx, `/* walferry:updates */ select coalesce(sum(pg_stat_get_tuples_updated(t.oid)), 0)::bigint
+			from (select to_regclass($1)::oid union select relid from pg_partition_tree(to_regclass($1))) as t(oid)`, tableName(q.Table)).Scan(&n)
+	}
+	if err != nil {
+		return 0, "", s.failed(q, err)
+	}
+	name := replication.QuoteLiteral(tableName(q.Table))
+	if only {
+		return n, fmt.Sprintf("SELECT pg_stat_reset_single_table_counters(%s::regclass)", name), nil
+	}
+	return n, fmt.Sprintf("SELECT pg_stat_reset_single_table_counters(relid) FROM pg_partition_tree(%s)", name), nil
+}
+
 // only reports whether the rows of tables that inherit from this one are left out: pgoutput sends them under the names of
 // those tables, but for partitions.
 func (s *Snapshot) only(ctx context.Context, q Query) (only bool, err error) {

@@ -92,6 +92,11 @@ func (s *Snapshot) settle(ctx context.Context) error {
 	}
 }
 
+// Server tells of the server that the snapshot is of.
+func (s *Snapshot) Server(ctx context.Context) (replication.Server, error) {
+	return replication.ReadServer(ctx, s.conn)
+}
+
 // Close ends the transaction and its connection.
 func (s *Snapshot) Close(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)

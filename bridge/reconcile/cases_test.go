@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kgo"
+
 	"github.com/walferry/walferry/checkpoint"
 	"github.com/walferry/walferry/replication"
 )
@@ -16,7 +18,7 @@ func judged(t *testing.T, topics []*topic, history []snapshot, slack uint64, row
 	t.Helper()
 	c := newComparison(t.TempDir(), 0)
 	defer c.Close()
-	c.topics, c.slack = topics, []uint64{slack, slack}
+	c.topics, c.sources = topics, []source{{slack: slack}, {slack: slack}, {slack: slack, doubted: true}}
 	for i := range rows {
 		if err := c.row(&rows[i]); err != nil {
 			t.Fatal(err)
@@ -42,6 +44,9 @@ func judged(t *testing.T, topics []*topic, history []snapshot, slack uint64, row
 	}
 	return found, counts
 }
+
+// doubted is the source of judged whose transaction IDs prove nothing.
+const doubted = 2
 
 func TestComparison(t *testing.T) {
 	at := func(commit uint64) position { return position{1, 1, commit, 0} }
@@ -137,7 +142,34 @@ func TestComparison(t *testing.T) {
 				tp.partitions[1].start = 9
 			}),
 			history: []snapshot{{100, 110}}, rows: []row{{ordinal: 1, xid: 50}, {id: ids(2), ordinal: 2, xid: 60}, {id: ids(1), ordinal: 3, xid: 110}, {id: ids(3), ordinal: 4, xid: 109}},
-			records: []record{{offset: 6}, {id: ids(2), partition: 2}}, want: []string{"missing 3 at 0/-1, 0/-1"}, counts: "unknown 1 order_unknown 2",
+			records: []record{{offset: 6}, {id: ids(2), partition: 2, whole: true}}, want: []string{"missing 3 at 0/-1, 0/-1"}, counts: "unknown 1 order_unknown 2",
+		},
+		{
+			name: "the last has nothing, but another has a whole one", topics: one(func(tp *topic) { expired(tp); tp.partitions[1].start = 1 }),
+			history: []snapshot{{60, 70}, {100, 110}}, rows: []row{{ordinal: 1, xid: 50}, {id: ids(2), ordinal: 2, xid: 80}, {id: ids(1), ordinal: 3, xid: 109}, {id: ids(3), ordinal: 4, xid: 110}},
+			records: []record{{offset: 6}, {id: ids(2), offset: 7, whole: true}}, want: []string{"missing 4 at 0/-1, 0/-1"}, counts: "unknown 1 order_unknown 2",
+		},
+		{
+			name: "a row that was updated", topics: one(func(tp *topic) { tp.partitions = tp.partitions[:1]; tp.partitions[0].start = 1 }), history: []snapshot{{100, 110}},
+			rows:    []row{{ordinal: 1, xid: 50}, {id: ids(1), ordinal: 2, xid: 200, source: doubted}, {id: ids(2), ordinal: 3, xid: 200}},
+			records: []record{{offset: 6, whole: true}}, want: []string{"missing 3 at 0/-1, 0/-1"}, counts: "unknown 1 order_unknown 1",
+		},
+		{
+			name: "held of a row that was updated", topics: one(func(tp *topic) { tp.partitions = tp.partitions[:1]; tp.partitions[0].start = 1 }), history: []snapshot{{100, 110}},
+			rows: []row{{ordinal: 1, xid: 50, source: doubted}, {id: ids(1), ordinal: 2, xid: 200}}, records: []record{{offset: 6, whole: true}},
+			counts: "unknown 1 order_unknown 1",
+		},
+		{
+			name: "updated, and nothing has expired", topics: one(nil), rows: []row{{ordinal: 1, source: doubted}}, want: []string{"missing 1 at 0/-1, 0/-1"},
+		},
+		{
+			name: "updated, and another partition may have had it", topics: one(func(tp *topic) { tp.partitions[1].start = 1 }),
+			rows: []row{{ordinal: 1, xid: 200, source: doubted}}, counts: "unknown 1",
+		},
+		{
+			name: "by the time of an update", topics: one(nil), slack: 2,
+			rows:    []row{{ordinal: 1, rank: 20, source: doubted}, {id: ids(1), ordinal: 2, rank: 10, source: doubted}},
+			records: []record{{offset: 1}, {id: ids(1), offset: 2}}, counts: "order_unknown 2",
 		},
 		{
 			name: "an older record that was deleted while it was read", topics: one(func(tp *topic) { tp.partitions = tp.partitions[:1]; tp.partitions[0].start = 9 }), history: []snapshot{{100, 110}},
@@ -218,6 +250,52 @@ func TestComparison(t *testing.T) {
 	}
 }
 
+func TestWrapped(t *testing.T) {
+	for _, c := range []struct {
+		eldest, next uint64
+		want         bool
+	}{
+		{3, 1<<32 - 1, false}, // no ID was used twice
+		{3, 1 << 32, true},
+		{2, 1<<32 + 5, true}, // as old as the cluster
+		{1<<31 + 5, 1<<32 + 5, true},
+		{1<<31 + 6, 1<<32 + 5, false},
+		{1<<32 - 7, 1<<32 + 5, false},
+		{never, 1<<32 + 5, false}, // there is no row
+	} {
+		if got := wrapped(c.eldest, c.next); got != c.want {
+			t.Errorf("the oldest is of %d, the next is %d: %t", c.eldest, c.next, got)
+		}
+	}
+}
+
+func TestWhole(t *testing.T) {
+	w := &work{partition: func(k *kgo.Record, n int) int { return int(k.Key[0]) % n }}
+	for _, c := range []struct {
+		key       byte
+		partition int32
+		n         int
+		want      bool
+	}{
+		{0, 0, 1, true},
+		{0, 0, 2, false},
+		{1, 1, 2, true},
+		{3, 1, 2, true},
+		{2, 1, 2, false}, // not its own
+		{7, 3, 4, true},
+		{6, 2, 4, true},
+		{5, 1, 4, false}, // as with 2
+		{8, 3, 5, true},
+		{7, 1, 6, false}, // as with 2 and 3
+		{8, 2, 6, false}, // as with 3
+		{10, 4, 6, true},
+	} {
+		if got := w.whole(&kgo.Record{Key: []byte{c.key}, Partition: c.partition}, c.n); got != c.want {
+			t.Errorf("key %d in %d of %d: %t", c.key, c.partition, c.n, got)
+		}
+	}
+}
+
 func TestTwinsWithoutEnd(t *testing.T) {
 	var rows []row
 	for i := range uint64(maxTwins + 5) {
@@ -279,7 +357,7 @@ func TestEntriesAreReadAsTheyAreWritten(t *testing.T) {
 	if got, _, isRow := readEntry(r.append(nil)); !isRow || got != r || len(r.append(nil)) != entryWidth {
 		t.Errorf("%+v, want %+v", got, r)
 	}
-	k := record{id: ids(7), topic: 2, partition: 9, offset: 1 << 40, content: 3, key: 4, at: position{1, 2, 3, 4}, positioned: true, replayed: true, repaired: true}
+	k := record{id: ids(7), topic: 2, partition: 9, offset: 1 << 40, content: 3, key: 4, at: position{1, 2, 3, 4}, positioned: true, replayed: true, repaired: true, whole: true}
 	if _, got, isRow := readEntry(k.append(nil)); isRow || got != k || len(k.append(nil)) != entryWidth {
 		t.Errorf("%+v, want %+v", got, k)
 	}

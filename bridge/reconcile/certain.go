@@ -9,10 +9,10 @@ import (
 // partition is what is known of a partition once all of it is read.
 type partition struct {
 	start int64 // log start offset: what is before has expired, or was deleted
-	// The first record of a row that it holds, by its offset, and that row's transaction ID. Without one, first is -1.
+	// The first record of a row that it holds, by its offset, and that row's transaction ID. Without one they are -1 and never.
 	first    int64
 	firstXID uint64
-	behind   uint64 // the transaction ID from which on rows were published later than first; never: there is none
+	behind   uint64 // the transaction ID from which on rows were published later than first
 }
 
 // topic is what is known of a topic. The zero topic, without partitions, does not exist.
@@ -20,6 +20,8 @@ type topic struct {
 	name       string
 	compacted  bool // also
 	partitions []partition
+	whole      uint64 // the least transaction ID of a row with a whole record, see record; never: there is none
+	behind     uint64 // the one from which on rows were published when there were as many partitions as now
 	counts     Counts
 }
 
@@ -40,19 +42,28 @@ func parseSnapshot(text string) (s snapshot, ok bool) {
 // never is more than any transaction ID.
 const never = math.MaxUint64
 
-// judge computes behind. history is snapshots of the past, from the oldest on.
+// behind returns the transaction ID from which on rows were published later than the row of transaction xid. history is
+// snapshots of the past, from the oldest on.
 //
 // A bridge publishes to a partition in the order of commits, and what it repeats it repeats in that order. So a row whose
 // transaction had no ID yet when a snapshot was taken that saw the transaction of another row is behind that one. No clock is
-// asked: a record has the time when its event came, and behind brokers that stand still it is appended hours later. The
-// first record that is held stands for all. One that a replay or a repair made does not count: it came when somebody wanted it.
-func (p *partition) judge(history []snapshot) {
-	p.behind = never
+// asked: a record has the time when its event came, and behind brokers that stand still it is appended hours later. One
+// record that is held stands for all. One that a replay or a repair made does not count: it came when somebody wanted it.
+func behind(xid uint64, history []snapshot) uint64 {
 	for _, s := range history { // the oldest has the least xmax
-		if p.first >= 0 && p.firstXID < s.xmin {
-			p.behind = s.xmax
-			return
+		if xid < s.xmin {
+			return s.xmax
 		}
+	}
+	return never
+}
+
+// judge computes what is behind the records that are held.
+func (t *topic) judge(history []snapshot) {
+	t.behind = behind(t.whole, history)
+	for i := range t.partitions {
+		p := &t.partitions[i]
+		p.behind = behind(p.firstXID, history)
 	}
 }
 
@@ -63,8 +74,8 @@ func (p *partition) holds(xid uint64) bool { return p.start == 0 || xid >= p.beh
 // holds reports whether the topic must have the record of a row, if it was ever published: the rule by which what may have
 // expired is unknown, never missing.
 //
-// What was published to a topic when it had fewer partitions lies wherever its key belonged then. A row that is behind a record
-// of the last partition was published when there were as many as now; any other may be in every partition. Of a compacted
+// What was published to a topic when it had fewer partitions lies wherever its key belonged then. A row that is behind a whole
+// record was published when there were as many as now; any other may be in every partition. Of a compacted
 // topic nothing is certain: a record makes way for a later one of its key, and that one, being a tombstone, for nothing at all.
 func (t *topic) holds(partition int32, xid uint64) bool {
 	n := len(t.partitions)
@@ -73,7 +84,7 @@ func (t *topic) holds(partition int32, xid uint64) bool {
 		return true // it was deleted, with all that it held, or never was
 	case t.compacted:
 		return false
-	case xid >= t.partitions[n-1].behind:
+	case xid >= t.behind:
 		return t.partitions[partition].holds(xid)
 	}
 	for i := range t.partitions {
@@ -83,3 +94,8 @@ func (t *topic) holds(partition int32, xid uint64) bool {
 	}
 	return true
 }
+
+// wrapped reports whether rows may be 2^32 transactions older than they seem, so that their IDs prove nothing: a row keeps its 32
+// bits for ever, see table.FullXID. It is believed that whoever keeps such a row has one as well that is half as old: eldest is the
+// transaction that the oldest row of the table seems to be of, next the first one that has no ID yet.
+func wrapped(eldest, next uint64) bool { return next >= 1<<32 && eldest <= next-1<<31 }

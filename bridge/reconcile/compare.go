@@ -29,14 +29,20 @@ func (k Kind) String() string {
 // Rows and records are of one event if topic and id are the same: consumers have nothing else to tell them by. What
 // has no row is not judged.
 type comparison struct {
-	slack  []uint64 // by source: ranks that differ by no more say nothing
-	topics []*topic
-	all    *spill.Sorter // rows and records, those of an event together
-	late   *spill.Sorter // suspects
-	found  *spill.Sorter // defects, in the order of the rows
-	buffer []byte
+	sources []source
+	topics  []*topic
+	all     *spill.Sorter // rows and records, those of an event together
+	late    *spill.Sorter // suspects
+	found   *spill.Sorter // defects, in the order of the rows
+	buffer  []byte
 
 	youngest uint64 // transaction ID of the youngest row that is missing
+}
+
+// source is what is known of a table.
+type source struct {
+	slack   uint64 // ranks that differ by no more say nothing; 0: they are not times of commits
+	doubted bool   // transaction IDs of its rows do not say when they were written
 }
 
 func newComparison(dir string, memory int) *comparison {
@@ -69,17 +75,16 @@ func (c *comparison) record(r *record) error {
 // finish judges everything, with snapshots of the past from the oldest on.
 func (c *comparison) finish(history []snapshot, step func() error) error {
 	for _, t := range c.topics {
+		t.whole = never
 		for i := range t.partitions {
-			t.partitions[i].first = -1
+			t.partitions[i].first, t.partitions[i].firstXID = -1, never
 		}
 	}
 	if err := c.pair(step); err != nil {
 		return err
 	}
 	for _, t := range c.topics {
-		for i := range t.partitions {
-			t.partitions[i].judge(history)
-		}
+		t.judge(history)
 	}
 	return c.judge(step)
 }
@@ -219,12 +224,19 @@ func (e *event) match(k *record) (t *twin, same bool) {
 	return t, false
 }
 
-// holds notes that a partition has the record of a row: see partition.judge. It is not there any more if it was deleted while it
+// holds notes that a partition has the record of a row: see behind. It is not there any more if it was deleted while it
 // was read, and others behind it unread.
 func (e *event) holds(t *twin, k *record) {
-	p := &e.topics[k.topic].partitions[k.partition]
-	if len(e.rows) == 1 && !k.repaired && k.offset >= p.start && (p.first < 0 || k.offset < p.first) {
+	tp := e.topics[k.topic]
+	p := &tp.partitions[k.partition]
+	if len(e.rows) > 1 || k.repaired || k.offset < p.start || e.sources[t.source].doubted {
+		return
+	}
+	if p.first < 0 || k.offset < p.first {
 		p.first, p.firstXID = k.offset, t.xid
+	}
+	if k.whole {
+		tp.whole = min(tp.whole, t.xid)
 	}
 }
 
@@ -292,8 +304,14 @@ func (c *comparison) judge(step func() error) error {
 	var l lane
 	return each(c.late, step, func(b []byte) error {
 		s := readSuspect(b)
-		t := c.topics[s.row.topic]
-		certain := t.holds(s.row.partition, s.row.xid)
+		t, source, xid := c.topics[s.row.topic], c.sources[s.row.source], s.row.xid
+		if source.doubted {
+			xid = 0 // before everything
+			if source.slack > 0 {
+				s.row.rank = 0 // the time is that of its transaction ID
+			}
+		}
+		certain := t.holds(s.row.partition, xid)
 		switch {
 		case s.missing && certain:
 			c.youngest = max(c.youngest, s.row.xid)
@@ -303,7 +321,7 @@ func (c *comparison) judge(step func() error) error {
 			return nil
 		}
 		l.enter(&s)
-		before, known := l.take(&s, c.slack[s.row.source])
+		before, known := l.take(&s, source.slack)
 		switch {
 		case !known, before >= 0 && !certain: // then its first copy may have been thrown away, and this is a repetition
 			t.counts.OrderUnknown++

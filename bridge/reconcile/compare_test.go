@@ -244,7 +244,7 @@ func (p *past) compare(t *testing.T, memory int) (found map[string]bool, counts 
 	}
 	c := newComparison(t.TempDir(), memory)
 	defer c.Close()
-	c.topics, c.slack = []*topic{tp}, []uint64{0}
+	c.topics, c.sources = []*topic{tp}, make([]source, 1)
 	var add []func() error
 	for ordinal, e := range p.events {
 		if p.rows[e.id] {
@@ -258,7 +258,10 @@ func (p *past) compare(t *testing.T, memory int) (found map[string]bool, counts 
 			if e := p.events[h.event]; int64(offset) >= p.start[partition] && !h.gone {
 				k := record{
 					id: ids(e.id), partition: int32(partition), offset: int64(offset), content: uint64(e.id), key: uint64(e.key),
-					at: position{7, 1, e.commit, e.index}, positioned: true, replayed: h.replayed, repaired: h.repaired,
+					at: position{7, 1, e.commit, e.index}, positioned: true, replayed: h.replayed, repaired: h.repaired, whole: e.key%len(p.records) == partition,
+				}
+				for fewer := partition + 1; fewer < len(p.records); fewer++ {
+					k.whole = k.whole && e.key%fewer != partition
 				}
 				if h.altered {
 					k.content++

@@ -34,6 +34,7 @@ type record struct {
 	positioned bool // at is known
 	replayed   bool // by `walferry replay`: a copy that somebody asked for
 	repaired   bool // made from the row, not from the WAL: late, and without a position
+	whole      bool // with fewer partitions its key would have belonged to another: it was published when there were as many as now
 }
 
 // position is a decode.Position of fixed width.
@@ -82,6 +83,7 @@ const (
 	flagReplayed
 	flagRepaired
 	flagDead
+	flagWhole
 )
 
 // encoder appends fixed-width numbers, in an order that is theirs bytewise.
@@ -165,7 +167,7 @@ func (r *record) append(b []byte) []byte {
 	e.u64(r.content)
 	e.u64(r.key)
 	e.position(r.at)
-	e.flags(r.positioned, r.replayed, r.repaired)
+	e.flags(r.positioned, r.replayed, r.repaired, false, r.whole)
 	return e.b
 }
 
@@ -182,7 +184,7 @@ func readEntry(b []byte) (r row, k record, isRow bool) {
 	}
 	return r, record{
 		id: id, topic: topic, partition: int32(partition), offset: int64(place), content: content, key: key, at: at,
-		positioned: flags&flagPositioned != 0, replayed: flags&flagReplayed != 0, repaired: flags&flagRepaired != 0,
+		positioned: flags&flagPositioned != 0, replayed: flags&flagReplayed != 0, repaired: flags&flagRepaired != 0, whole: flags&flagWhole != 0,
 	}, false
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/walferry/walferry/bridge"
 	"github.com/walferry/walferry/decode"
+	"github.com/walferry/walferry/replication"
 	"github.com/walferry/walferry/sink"
 	"github.com/walferry/walferry/table"
 )
@@ -55,9 +56,11 @@ func (w *work) readTables(ctx context.Context) error {
 		total += n
 	}
 	report, done := w.progress(StageTables), int64(0)
+	eldest := slices.Repeat([]uint64{never}, len(w.tables))
 	err := w.eachRow(ctx, func(ordinal uint64, t *table.Row, k *kgo.Record) error {
 		done++
 		report(done, total)
+		eldest[t.Event.Source] = min(eldest[t.Event.Source], t.XID)
 		r, err := w.row(ctx, ordinal, t, k)
 		if err != nil {
 			return err
@@ -65,10 +68,34 @@ func (w *work) readTables(ctx context.Context) error {
 		return w.comparison.row(r)
 	})
 	report(total, total)
+	for i := 0; err == nil && i < len(w.tables); i++ {
+		err = w.doubt(ctx, i, eldest[i])
+	}
 	if !w.twice() {
 		w.closeSnapshot(ctx)
 	}
 	return err
+}
+
+// doubt finds out whether the transaction IDs of a table's rows say when they were written. Of the rows eldest is the oldest.
+func (w *work) doubt(ctx context.Context, source int, eldest uint64) error {
+	updates, reset, err := w.snapshot.Updates(ctx, w.query(source)) // behind the rows: statistics may be late by seconds
+	if err != nil {
+		return err
+	}
+	s, name := &w.comparison.sources[source], where(w.tables[source])
+	now, _ := parseSnapshot(w.snapshot.XIDs)
+	const so = "and transaction IDs do not say how old they are. So none of them is called missing where anything has expired from a topic"
+	switch {
+	case updates > 0:
+		s.doubted = true
+		w.hints = append(w.hints, fmt.Sprintf("rows of table %s were updated (%d times, says pg_stat_all_tables.n_tup_upd), %s: rows of an outbox must not be updated. "+
+			"Once that has stopped, and those rows are deleted: %s", name, updates, so, reset))
+	case wrapped(eldest, now.xmax):
+		s.doubted = true
+		w.hints = append(w.hints, fmt.Sprintf("rows of table %s may be more than 4,294,967,296 transactions old, %s: delete old rows", name, so))
+	}
+	return nil
 }
 
 func (w *work) query(source int) table.Query {
@@ -205,6 +232,23 @@ func (w *work) readTopics(ctx context.Context) error {
 			t.partitions[p].start = at
 		}
 	}
+	return w.absent(ctx)
+}
+
+// absent makes sure that topics which did not exist still do not: one broker that has not heard of a topic says so too.
+func (w *work) absent(ctx context.Context) error {
+	for _, t := range w.comparison.topics {
+		if len(t.partitions) > 0 {
+			continue
+		}
+		n, err := w.reader.Partitions(ctx, t.name)
+		if err != nil {
+			return err
+		}
+		if n > 0 {
+			return replication.Refuse("run it again", "topic %q exists, and did not when the tables were read", t.name)
+		}
+	}
 	return nil
 }
 
@@ -237,6 +281,16 @@ func (w *work) record(k *kgo.Record) error {
 		t.counts.Foreign++
 		return nil
 	}
-	r.content, r.key = w.content(k), w.hash.bytes(k.Key)
+	r.content, r.key, r.whole = w.content(k), w.hash.bytes(k.Key), w.whole(k, len(t.partitions))
 	return w.comparison.record(&r)
+}
+
+// whole reports whether a record's key belongs to its partition if there are n, and to others if there are fewer.
+func (w *work) whole(k *kgo.Record, n int) bool {
+	for fewer := int(k.Partition) + 1; fewer < n; fewer++ {
+		if w.partition(k, fewer) == int(k.Partition) {
+			return false
+		}
+	}
+	return w.partition(k, n) == int(k.Partition)
 }

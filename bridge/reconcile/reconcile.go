@@ -13,6 +13,7 @@ import (
 	"io"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/walferry/walferry/bridge"
@@ -26,15 +27,17 @@ import (
 // Options say what is compared, and how.
 type Options struct {
 	bridge.Options
-	// Repair publishes what is missing.
-	Repair bool
+	// Repair publishes what is missing, unless that is more than MaxRepair rows.
+	Repair    bool
+	MaxRepair int64
 	// Report, if not nil, gets a line of JSON for each defect: its kind, the event's id, and where it is.
 	Report io.Writer
 	// Memory is about how many bytes of rows and records are held; what is more is written to files in Dir, "" being the
 	// system's directory for such.
 	Memory int
 	Dir    string
-	// Timeout bounds how long the slot may take to confirm what the snapshot sees, and how long the brokers may send nothing.
+	// Timeout bounds how long the slot may take to confirm what the snapshot sees, and how long the brokers may send or acknowledge
+	// nothing.
 	Timeout time.Duration
 	// Progress, if not nil, is called about once a second and at the end of a stage. total is 0 if it is not known.
 	Progress func(stage string, done, total int64)
@@ -62,6 +65,7 @@ type work struct {
 	began  time.Time
 	tables []decode.Table
 	rows   []TableResult // by table
+	conn   *pgx.Conn     // has the lock
 	server replication.Server
 
 	snapshot   *table.Snapshot
@@ -80,14 +84,15 @@ type work struct {
 	hints      []string
 }
 
-// Run compares one database. Its errors are *bridge.Error; to find defects is none.
+// Run compares one database. Its errors are *bridge.Error; to find defects is none. If they are too many to be repaired there is a
+// result all the same.
 func Run(ctx context.Context, o Options) (*Result, error) {
 	w := &work{o: o, began: time.Now(), hash: newHasher(), numbers: map[string]uint32{}, dead: map[ident]bool{}}
 	err := w.run(ctx)
 	if err != nil {
 		return nil, bridge.Explain(o.Database.Name, err)
 	}
-	return w.result(), nil
+	return w.result(), bridge.Explain(o.Database.Name, w.tooMany())
 }
 
 func (w *work) run(ctx context.Context) (err error) {
@@ -107,6 +112,10 @@ func (w *work) run(ctx context.Context) (err error) {
 	w.partition = sink.Partitioner().ForTopic("").Partition // records have keys, so it remembers nothing
 	w.comparison = newComparison(w.o.Dir, w.o.Memory)
 	defer func() { err = errors.Join(err, w.comparison.Close()) }()
+	if err := w.connect(ctx); err != nil {
+		return err
+	}
+	defer func() { _ = w.conn.Close(context.WithoutCancel(ctx)) }() // it only read
 	if err := w.open(ctx); err != nil {
 		return err
 	}
@@ -120,8 +129,26 @@ func (w *work) run(ctx context.Context) (err error) {
 	return nil
 }
 
+// connect connects to Postgres and takes the lock.
+func (w *work) connect(ctx context.Context) error {
+	cfg, err := w.o.ConnConfig()
+	if err != nil {
+		return err
+	}
+	if w.conn, err = replication.ConnectToRead(ctx, cfg, nil); err != nil {
+		return err
+	}
+	if w.server, err = replication.ReadServer(ctx, w.conn); err == nil && w.o.Repair {
+		err = bridge.Lock(ctx, w.conn, w.o.Database.Slot)
+	}
+	if err != nil {
+		_ = w.conn.Close(context.WithoutCancel(ctx)) // it only read
+	}
+	return err
+}
+
 // open takes the snapshot and makes a Kafka client.
-func (w *work) open(ctx context.Context) error {
+func (w *work) open(ctx context.Context) (err error) {
 	opts, err := w.o.KafkaClient()
 	if err != nil {
 		return err
@@ -133,17 +160,29 @@ func (w *work) open(ctx context.Context) error {
 	if w.snapshot, err = table.Open(ctx, cfg, ""); err != nil {
 		return err
 	}
+	defer func() {
+		if err != nil {
+			w.closeSnapshot(ctx)
+		}
+	}()
+	of, err := w.snapshot.Server(ctx)
+	if err != nil {
+		return err
+	}
+	if of.SystemID != w.server.SystemID || of.Timeline != w.server.Timeline {
+		return replication.Refuse("run it again; of several hosts in a DSN only the primary is meant: target_session_attrs=read-write",
+			"the tables are read from server %s on timeline %d, and the slot from server %s on timeline %d: what the one has confirmed says nothing of the other",
+			of.SystemID, of.Timeline, w.server.SystemID, w.server.Timeline)
+	}
 	w.lsn, w.taken = w.snapshot.LSN, time.Now()
 	for i := range w.tables {
-		slack := uint64(0)
+		s := source{}
 		if w.snapshot.Order(w.query(i)) == table.ByCommit {
-			slack = commitSlack
+			s.slack = commitSlack
 		}
-		w.comparison.slack = append(w.comparison.slack, slack)
+		w.comparison.sources = append(w.comparison.sources, s)
 	}
-	if w.reader, err = topics.New(ctx, opts, topics.Options{Timeout: w.o.Timeout}); err != nil {
-		w.closeSnapshot(ctx)
-	}
+	w.reader, err = topics.New(ctx, opts, topics.Options{Timeout: w.o.Timeout})
 	return err
 }
 

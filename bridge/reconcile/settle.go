@@ -7,13 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/walferry/walferry/internal/spill"
 	"github.com/walferry/walferry/replication"
-	"github.com/walferry/walferry/sink"
 	"github.com/walferry/walferry/table"
 )
 
@@ -39,12 +37,12 @@ func (w *work) settle(ctx context.Context) (err error) {
 	if !w.twice() || !w.found(Missing, Duplicated, Different, OutOfOrder) {
 		return nil
 	}
-	var to *sink.Kafka
-	if w.o.Repair && w.found(Missing) {
-		if to, err = w.o.OpenSink(ctx, w.o.TableSinkConfig()); err != nil {
+	var to *repair
+	if w.o.Repair && w.found(Missing) && w.tooMany() == nil {
+		if to, err = w.newRepair(ctx, fail); err != nil {
 			return err
 		}
-		defer to.Close()
+		defer to.close()
 	}
 	found, err := newFound(w.comparison.found)
 	if err != nil {
@@ -62,7 +60,7 @@ func (w *work) settle(ctx context.Context) (err error) {
 		}
 		defects, err := found.of(ordinal, twinKey{w.hash.ident(number, t.Event.ID), w.content(k)})
 		for i := 0; err == nil && i < len(defects); i++ {
-			err = w.mend(ctx, to, t, &defects[i], fail)
+			err = w.mend(ctx, to, t, &defects[i])
 		}
 		return err
 	})
@@ -74,6 +72,20 @@ func (w *work) settle(ctx context.Context) (err error) {
 	}
 	report(total, total)
 	return cmp.Or(context.Cause(ctx), err)
+}
+
+// tooMany refuses to publish more rows than are allowed.
+func (w *work) tooMany() error {
+	missing := int64(0)
+	for _, t := range w.comparison.topics {
+		missing += t.counts.Missing
+	}
+	if !w.o.Repair || missing <= w.o.MaxRepair {
+		return nil
+	}
+	return replication.Refuse("look at --report first: where topics were copied without their first records or created anew, or outbox.topic was changed, "+
+		"rows that consumers have had seem to be missing; to publish them all: raise --max-repair",
+		"%d rows are missing, which is more than --max-repair %d: nothing was published", missing, w.o.MaxRepair)
 }
 
 // found reports whether there is a defect of one of these kinds.
@@ -89,7 +101,7 @@ func (w *work) found(kinds ...Kind) bool {
 }
 
 // mend reports a defect of a row, and publishes the row if it is missing.
-func (w *work) mend(ctx context.Context, to *sink.Kafka, t *table.Row, f *defect, fail func(error)) error {
+func (w *work) mend(ctx context.Context, to *repair, t *table.Row, f *defect) error {
 	counts := &w.comparison.topics[f.topic].counts
 	l := line{
 		Database: w.o.Database.Name, Kind: f.kind.String(), ID: string(t.Event.ID), Table: where(w.tables[t.Event.Source]),
@@ -102,7 +114,7 @@ func (w *work) mend(ctx context.Context, to *sink.Kafka, t *table.Row, f *defect
 		l.OtherPartition, l.OtherOffset = &f.otherPartition, &f.otherOffset
 	}
 	if f.kind == Missing && to != nil {
-		if err := to.Publish(ctx, &t.Event, time.Now(), t.Done(w.tables[t.Event.Source], fail)); err != nil {
+		if err := to.publish(ctx, w.tables[t.Event.Source], t); err != nil {
 			return err
 		}
 		l.Repaired = true

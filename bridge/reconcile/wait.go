@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/walferry/walferry/checkpoint"
 	"github.com/walferry/walferry/replication"
 )
@@ -16,27 +14,15 @@ const waitEvery = 250 * time.Millisecond
 
 // await waits until the slot has confirmed all that the snapshot sees: then Kafka has it.
 func (w *work) await(ctx context.Context) error {
-	cfg, err := w.o.ConnConfig()
-	if err != nil {
-		return err
-	}
-	conn, err := replication.ConnectSQL(ctx, cfg)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = conn.Close(ctx) }() // it only read
-	if w.server, err = replication.ReadServer(ctx, conn); err != nil {
-		return err
-	}
 	_, published := w.o.Tables() // rows of a table that is not published would all be missing
-	if _, err := replication.CheckPublication(ctx, conn, w.o.Database.Publication, published); err != nil {
+	if _, err := replication.CheckPublication(ctx, w.conn, w.o.Database.Publication, published); err != nil {
 		return err
 	}
 	report, first := w.progress(StageWait), replication.LSN(0)
 	tick, over := time.NewTicker(waitEvery), time.After(w.o.Timeout)
 	defer tick.Stop()
 	for {
-		slot, err := w.look(ctx, conn)
+		slot, err := w.look(ctx)
 		if err != nil {
 			return err
 		}
@@ -59,8 +45,8 @@ func (w *work) await(ctx context.Context) error {
 }
 
 // look reads the slot and makes sure that it is one that can come to the snapshot.
-func (w *work) look(ctx context.Context, conn *pgx.Conn) (*replication.Slot, error) {
-	slot, err := replication.ReadSlot(ctx, conn, w.o.Database.Slot)
+func (w *work) look(ctx context.Context) (*replication.Slot, error) {
+	slot, err := replication.ReadSlot(ctx, w.conn, w.o.Database.Slot)
 	if err != nil {
 		return nil, err
 	}

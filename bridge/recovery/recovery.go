@@ -9,7 +9,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
@@ -180,7 +179,7 @@ func (r *recovery) look(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := r.lock(ctx); err != nil {
+	if err := bridge.Lock(ctx, r.conn, name); err != nil {
 		return err
 	}
 	var published []replication.Table
@@ -205,35 +204,6 @@ func (r *recovery) look(ctx context.Context) error {
 	}
 	r.found.WALEnd, err = pglogrepl.ParseLSN(end)
 	return err
-}
-
-const (
-	lockEvery = 100 * time.Millisecond
-	lockFor   = 5 * time.Second
-)
-
-// lock makes sure that no other run is at work on the slot. Postgres lets go of it when the connection ends; of one that was
-// killed that takes a moment.
-func (r *recovery) lock(ctx context.Context) error {
-	tick := time.NewTicker(lockEvery)
-	defer tick.Stop()
-	for began := time.Now(); ; {
-		var mine bool
-		err := r.conn.QueryRow(ctx, `/* walferry:lock */ select pg_try_advisory_lock(hashtextextended('walferry recover ' || $1, 0))`, r.Database.Slot).Scan(&mine)
-		switch {
-		case err != nil:
-			return fmt.Errorf("lock the recovery of slot %q: %w", r.Database.Slot, err)
-		case mine:
-			return nil
-		case time.Since(began) > lockFor:
-			return replication.Refuse("wait for it, or end it: SELECT pid FROM pg_locks WHERE locktype = 'advisory'", "another walferry recovers slot %q", r.Database.Slot)
-		}
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-tick.C:
-		}
-	}
 }
 
 // readSlot reads the slot and refuses one that cannot be recovered, or is in use.

@@ -18,6 +18,7 @@ import (
 
 	"github.com/walferry/walferry/bridge"
 	"github.com/walferry/walferry/bridge/config"
+	"github.com/walferry/walferry/bridge/reconcile"
 	"github.com/walferry/walferry/internal/servers"
 )
 
@@ -153,6 +154,7 @@ func TestAWrongCommandLine(t *testing.T) {
 		{[]string{"reconcile", "--config", one, "--database", "nobody"}, `--database: the configuration has no database "nobody"`},
 		{[]string{"reconcile", "--config", one, "--report", "/nowhere/report"}, "--report: open /nowhere/report"},
 		{[]string{"reconcile", "--config", one, "--memory", "1kB"}, `invalid argument "1kB" for "--memory" flag: must be from 1.0 MiB to 1.0 TiB`},
+		{[]string{"reconcile", "--config", one, "--repair", "--max-repair", "-1"}, `invalid argument "-1" for "--max-repair" flag`},
 		{[]string{"checkpoint", "save"}, "accepts 1 arg(s), received 0"},
 		{[]string{"checkpoint", "save", "--config", one, "before/deploy"}, `"before/deploy" is not a name`},
 		{[]string{"run", "--config", one, "--until-lsn", "nonsense"}, `--until-lsn: "nonsense" is not an LSN such as 16/B374D848`},
@@ -285,6 +287,37 @@ func TestWithoutPostgres(t *testing.T) {
 	}
 	if len(reports) != 1 || reports[0].Database != "shop" || reports[0].Slot != nil || reports[0].Bridge != nil || len(reports[0].Errors) != 2 {
 		t.Errorf("reports %+v", reports)
+	}
+}
+
+// Whoever watches the metrics must see that there was no comparison.
+func TestReconcileMetrics(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "walferry.prom")
+	series := func() []string {
+		t.Helper()
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return regexp.MustCompile("(?m)^walferry_reconcile_.*").FindAllString(string(text), -1)
+	}
+	file := configFile(t, "", "a@"+servers.FreeAddr(t), "b@"+servers.FreeAddr(t))
+	walferry(t, "reconcile", "--config", file, "--metrics", path).exits(1, "database a: connect to Postgres", "database b: connect to Postgres")
+	if got := series(); !slices.Equal(got, []string{`walferry_reconcile_success{database="a"} 0`, `walferry_reconcile_success{database="b"} 0`}) {
+		t.Errorf("where nothing could be compared: %q", got)
+	}
+	repaired := &reconcile.Result{Database: "a", Total: reconcile.Counts{Missing: 5, Repaired: 3}}
+	if err := writeReconcileMetrics(path, []*reconcile.Result{repaired}, map[string]float64{"a": 1, "b": 0}); err != nil {
+		t.Fatal(err)
+	}
+	got := series()
+	for _, want := range []string{
+		`walferry_reconcile_success{database="a"} 1`, `walferry_reconcile_success{database="b"} 0`,
+		`walferry_reconcile_missing{database="a"} 2`, `walferry_reconcile_repaired{database="a"} 3`,
+	} {
+		if !slices.Contains(got, want) {
+			t.Errorf("no %s in %q", want, got)
+		}
 	}
 }
 

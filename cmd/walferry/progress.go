@@ -52,10 +52,14 @@ func (p *progress) show(stage string, done, total int64) {
 }
 
 func (p *progress) showBar(stage string, done, total int64) {
-	if p.bar == nil {
+	switch {
+	case p.bar == nil:
 		p.bar = progressbar.NewOptions64(cmp.Or(total, -1), progressbar.OptionSetWriter(p.out), progressbar.OptionSetDescription(stage),
 			progressbar.OptionShowBytes(p.bytes), progressbar.OptionShowCount(), progressbar.OptionShowIts(), progressbar.OptionSetPredictTime(true),
-			progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionFullWidth())
+			progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionFullWidth(),
+			progressbar.OptionSetSpinnerChangeInterval(0)) // or a bar without a total draws itself for ever, also behind Exit
+	case total > 0 && total != p.bar.GetMax64():
+		p.bar.ChangeMax64(total)
 	}
 	_ = p.bar.Set64(done) // a terminal that is gone
 }

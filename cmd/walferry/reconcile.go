@@ -44,7 +44,8 @@ func reconcileCommand() *cobra.Command {
 			"nothing away from the bridge, which has to run: only what it has confirmed is compared. While it reads, Postgres\n" +
 			"cannot vacuum what has died since it began. Rows and records are kept as hashes, beyond --memory in files.\n\n" +
 			"Exits with 0 if tables and topics agree, with 68 if not; with delivery at_least_once duplicates are counted and\n" +
-			"agree. What --repair has published is no defect any more. Exits with 1 if it could not compare.",
+			"agree. What --repair has published is no defect any more. Exits with 1 if it could not compare. One --repair or\n" +
+			"`walferry recover` of a slot runs at a time.",
 		Example: "  walferry reconcile --config walferry.yaml --report defects.ndjson\n" +
 			"  walferry reconcile --json --metrics /var/lib/node_exporter/walferry.prom\n  walferry reconcile --database shop --repair",
 		Args: noArgs,
@@ -53,10 +54,11 @@ func reconcileCommand() *cobra.Command {
 	f := reconcileFlags{memory: 256 << 20}
 	flags := cmd.Flags()
 	flags.BoolVar(&f.repair, "repair", false, "publish what is missing")
+	flags.Uint32Var(&f.maxRepair, "max-repair", 1000, "publish nothing, and fail, if more than this `number` of rows are missing from the topics of a database")
 	flags.BoolVar(&f.asJSON, "json", false, "print JSON")
 	flags.StringVar(&f.report, "report", "", "write each defect as a line of JSON to this `file`: kind, id and place, never payload or key")
 	flags.StringVar(&f.metrics, "metrics", "", "write metrics to this `file` for node_exporter's textfile collector")
-	flags.DurationVar(&f.timeout, "timeout", 5*time.Minute, "give up if the slot takes longer than this `duration` to confirm what is compared, or Kafka says nothing for as long")
+	flags.DurationVar(&f.timeout, "timeout", 5*time.Minute, "give up if the slot takes longer than this `duration` to confirm what is compared, or Kafka sends or acknowledges nothing for as long")
 	flags.Var(&f.memory, "memory", "hold about as many `bytes` of rows and records, the rest goes to files")
 	flags.StringVar(&f.dir, "dir", "", "the `directory` for these files (default: the system's for temporary files)")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -69,6 +71,7 @@ func reconcileCommand() *cobra.Command {
 
 type reconcileFlags struct {
 	repair, asJSON       bool
+	maxRepair            uint32
 	report, metrics, dir string
 	memory               byteSize
 	timeout              time.Duration
@@ -112,11 +115,11 @@ func (f *reconcileFlags) run(ctx context.Context, out io.Writer, path, name stri
 		return err
 	}
 	defer func() { err = cmp.Or(report.close(), err) }()
-	results, bad, failed := []*reconcile.Result{}, &defectsError{}, []error(nil)
+	results, bad, failed, success := []*reconcile.Result{}, &defectsError{}, []error(nil), map[string]float64{}
 	for _, db := range databases {
 		bar := newProgress(os.Stderr, false)
 		o := reconcile.Options{
-			Options: options(cfg, db), Repair: f.repair, Report: report.writer(),
+			Options: options(cfg, db), Repair: f.repair, MaxRepair: int64(f.maxRepair), Report: report.writer(),
 			Memory: int(f.memory), Dir: f.dir, Timeout: f.timeout, Progress: func(stage string, done, total int64) { bar.show(db.Name+": "+stage, done, total) },
 		}
 		r, err := reconcile.Run(ctx, o)
@@ -124,16 +127,20 @@ func (f *reconcileFlags) run(ctx context.Context, out io.Writer, path, name stri
 		if ctx.Err() != nil {
 			return errors.New("interrupted before everything was compared")
 		}
+		success[db.Name] = 0
 		if err != nil { // the others can be compared all the same
 			failed = append(failed, err)
+		}
+		if r == nil {
 			continue
 		}
+		success[db.Name] = 1
 		if results = append(results, r); !r.Agree {
 			bad.databases = append(bad.databases, db.Name)
 		}
 	}
-	if f.metrics != "" && len(results) > 0 { // else what is there says how old it is
-		if err := writeReconcileMetrics(f.metrics, results); err != nil {
+	if f.metrics != "" {
+		if err := writeReconcileMetrics(f.metrics, results, success); err != nil {
 			return err
 		}
 	}
@@ -240,19 +247,28 @@ func printResult(out io.Writer, r *reconcile.Result) error {
 	return nil
 }
 
-// writeReconcileMetrics writes the results in Prometheus' text format. The file appears at once or not at all.
-func writeReconcileMetrics(path string, results []*reconcile.Result) error {
+// writeReconcileMetrics writes the results in Prometheus' text format, and of each database whether it could be compared. The
+// file appears at once or not at all.
+func writeReconcileMetrics(path string, results []*reconcile.Result, success map[string]float64) error {
 	registry := prometheus.NewRegistry()
-	gauge := func(name, help string, value func(*reconcile.Result) int64) {
+	of := func(name, help string) *prometheus.GaugeVec {
 		g := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "walferry_reconcile_" + name, Help: help + ", of the last `walferry reconcile`."}, []string{"database"})
 		registry.MustRegister(g)
+		return g
+	}
+	compared := of("success", "Whether the database could be compared, 1 or 0")
+	for database, is := range success {
+		compared.WithLabelValues(database).Set(is)
+	}
+	gauge := func(name, help string, value func(*reconcile.Result) int64) {
+		g := of(name, help)
 		for _, r := range results {
 			g.WithLabelValues(r.Database).Set(float64(value(r)))
 		}
 	}
 	gauge("rows", "Rows of the outbox tables", func(r *reconcile.Result) int64 { return r.Total.Rows })
 	gauge("records", "Records of the topics that rows go to", func(r *reconcile.Result) int64 { return r.Total.Records })
-	gauge("missing", "Rows without a record, where it would be held", func(r *reconcile.Result) int64 { return r.Total.Missing })
+	gauge("missing", "Rows without a record, where it would be held, and that were not repaired", func(r *reconcile.Result) int64 { return r.Total.Missing - r.Total.Repaired })
 	gauge("duplicated", "Records too many", func(r *reconcile.Result) int64 { return r.Total.Duplicated })
 	gauge("different", "Records that are not what their row becomes", func(r *reconcile.Result) int64 { return r.Total.Different })
 	gauge("out_of_order", "Events behind one of their key that they should precede", func(r *reconcile.Result) int64 { return r.Total.OutOfOrder })

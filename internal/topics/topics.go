@@ -13,6 +13,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/walferry/walferry/replication"
 )
@@ -73,11 +74,17 @@ func New(ctx context.Context, opts []kgo.Opt, o Options) (*Reader, error) {
 // Close closes the connections.
 func (r *Reader) Close() { r.client.Close() }
 
-// Partitions returns how many a topic has, 0 if it does not exist.
+// Partitions returns how many a topic has, 0 if it does not exist, as one broker knows it now: not by the client's cache.
 func (r *Reader) Partitions(ctx context.Context, topic string) (int, error) {
-	topics, err := r.admin.ListTopics(ctx, topic)
+	request := kmsg.NewPtrMetadataRequest()
+	request.AllowAutoTopicCreation = false
+	request.Topics = append(request.Topics, kmsg.MetadataRequestTopic{Topic: &topic})
+	response, err := request.RequestWith(ctx, r.client)
+	if err == nil && len(response.Topics) != 1 {
+		err = fmt.Errorf("metadata of %d topics, want 1", len(response.Topics))
+	}
 	if err == nil {
-		err = topics[topic].Err
+		err = kerr.ErrorForCode(response.Topics[0].ErrorCode)
 	}
 	switch {
 	case errors.Is(err, kerr.UnknownTopicOrPartition):
@@ -85,7 +92,7 @@ func (r *Reader) Partitions(ctx context.Context, topic string) (int, error) {
 	case err != nil:
 		return 0, fmt.Errorf("look up topic %q: %w", topic, err)
 	}
-	return len(topics[topic].Partitions), nil
+	return len(response.Topics[0].Partitions), nil
 }
 
 // Compacted reports whether a topic's cleanup.policy is compact, also if it is delete as well, or cannot be read.

@@ -2,14 +2,17 @@ package integration
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/rs/zerolog"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -119,6 +122,48 @@ func TestReconcileDoesNotCallMissingWhatMayHaveExpired(t *testing.T) {
 	if r := w.reconciled(); !r.Agree || r.Total.Records != 30 || r.Total.Missing+r.Total.OutOfOrder != 0 {
 		t.Errorf("after all were repaired: %+v", r)
 	}
+}
+
+// A row that was updated has the transaction ID of the update, as if it was new.
+func TestReconcileDoesNotCallMissingARowThatWasUpdated(t *testing.T) {
+	w, topic := published(t, nil)
+	w.deleteRecords(topic, 0, 10)
+	w.update("UPDATE outbox SET type = 'U' WHERE id = '3'")
+	r, report := w.reconcile(true)
+	if len(report) != 0 || r.Total.Unknown != 13 || r.Total.Repaired != 0 || !strings.Contains(strings.Join(r.Hints, " "), "rows of table public.outbox were updated (1 times") {
+		t.Errorf("%+v, %+v", r, report)
+	}
+	_, reset, _ := strings.Cut(strings.Join(r.Hints, " "), "are deleted: ")
+	reset, _, ok := strings.Cut(reset, ")")
+	if !ok {
+		t.Fatalf("the hints are %q", r.Hints)
+	}
+	w.exec("DELETE FROM outbox WHERE id = '3'")
+	w.exec(reset + ")")
+	if r, report = w.reconcile(false); !slices.Equal(found(report), []string{"missing 25"}) || r.Total.Unknown != 11 {
+		t.Errorf("once it is deleted: %+v, %+v", r, report)
+	}
+}
+
+// update runs SQL on a connection that ends, and so tells the statistics.
+func (w *world) update(sql string) {
+	w.t.Helper()
+	conn, err := pgx.Connect(w.t.Context(), w.dsn())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if _, err := conn.Exec(w.t.Context(), sql); err != nil {
+		w.t.Error(err)
+	}
+	if err := conn.Close(w.t.Context()); err != nil {
+		w.t.Error(err)
+	}
+	await(w.t, "the statistics", func() error {
+		if w.query("SELECT sum(n_tup_upd)::text FROM pg_stat_user_tables WHERE relname LIKE 'outbox%'") == "0" {
+			return errors.New("no update is counted")
+		}
+		return nil
+	})
 }
 
 func TestReconcileOfACompactedTopic(t *testing.T) {
@@ -364,6 +409,106 @@ func TestReconcileOfABridgeThatIsKilled(t *testing.T) {
 	}
 }
 
+// refusesToRepair fails unless a repair says all the parts and publishes nothing.
+func (w *world) refusesToRepair(edit func(*reconcile.Options), parts ...string) (report []reported) {
+	w.t.Helper()
+	records := 0
+	count := func(*kgo.Record) { records++ }
+	w.eachRecord(count)
+	before := records
+	var text bytes.Buffer
+	o := reconcile.Options{Options: w.options("", zerolog.Disabled), Repair: true, MaxRepair: 1000, Report: &text, Memory: 1 << 20, Timeout: patience}
+	edit(&o)
+	_, err := reconcile.Run(w.t.Context(), o)
+	for _, part := range parts {
+		if err == nil || !strings.Contains(err.Error(), part) {
+			w.t.Errorf("%v, want an error with %q", err, part)
+		}
+	}
+	w.t.Log(err)
+	records = 0
+	if w.eachRecord(count); records != before {
+		w.t.Errorf("%d records were published", records-before)
+	}
+	return parseReport(w.t, &text)
+}
+
+func TestReconcileDoesNotFloodATopic(t *testing.T) {
+	w, _ := published(t, nil)
+	report := w.refusesToRepair(func(o *reconcile.Options) { o.MaxRepair = 2 }, "3 rows are missing", "--max-repair 2", "look at --report first")
+	if len(report) != 3 || slices.ContainsFunc(report, func(l reported) bool { return l.Repaired }) {
+		t.Errorf("the report is %+v", report)
+	}
+	w.refusesToRepair(func(o *reconcile.Options) { o.MaxRepair, o.Report = 2, nil }, "3 rows are missing")
+	w.repairs(3)
+}
+
+func TestReconcileRepairsOnceAtATime(t *testing.T) {
+	w, _ := published(t, nil)
+	lock := w.another()
+	w.on(lock, "SELECT pg_advisory_lock(hashtextextended('walferry recover "+w.prefix+"', 0))")
+	w.refusesToRepair(func(*reconcile.Options) {}, "another walferry recovers slot", "or repairs")
+	if r := w.reconciled(); r.Total.Missing != 3 { // which changes nothing
+		t.Errorf("%+v", r)
+	}
+	w.on(lock, "SELECT pg_advisory_unlock_all()")
+	w.repairs(3)
+	w.repairs(0)
+}
+
+// writing is an io.Writer of a function.
+type writing func([]byte)
+
+func (f writing) Write(b []byte) (int, error) {
+	f(b)
+	return len(b), nil
+}
+
+func TestReconcileGivesUpOnBrokersThatDoNotAcknowledge(t *testing.T) {
+	w, _ := published(t, nil)
+	_, kafka := w.throughProxies()
+	_, err := reconcile.Run(t.Context(), reconcile.Options{
+		Options: w.options("", zerolog.Disabled), Repair: true, MaxRepair: 10, Memory: 1 << 20, Timeout: 2 * time.Second,
+		Report: writing(func([]byte) { kafka.blackHole() }), // behind the first row that is published
+	})
+	if err == nil || !strings.Contains(err.Error(), "acknowledged nothing for 2s") {
+		t.Errorf("%v", err)
+	}
+	t.Log(err)
+	kafka.heal()
+	if r, _ := w.reconcile(true); !r.Agree || r.Total.Repaired < 2 {
+		t.Errorf("run again: %+v", r)
+	}
+}
+
+// Two hosts of one DSN may be two servers, in a failover.
+func TestReconcileRefusesTwoServers(t *testing.T) {
+	oldest, ok := shared.postgres["14"]
+	if !ok {
+		t.Skip("it needs a second server of its own")
+	}
+	admin, err := oldest.admin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWorld(t, newest(t), nil)
+	w.confirmAll()
+	root, err := pgx.Connect(t.Context(), admin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = root.Close(context.Background()) }()
+	w.on(root, "CREATE DATABASE "+w.prefix)
+	connections := 0
+	w.dialPostgres = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		if connections++; connections == 2 {
+			addr = net.JoinHostPort(root.Config().Host, fmt.Sprint(root.Config().Port))
+		}
+		return (&net.Dialer{}).DialContext(ctx, network, addr)
+	}
+	w.refusesToRepair(func(*reconcile.Options) {}, "the tables are read from server", "and the slot from server", "run it again")
+}
+
 // publishMostOf100 writes 100 rows, each by a command of one transaction, appends the records of most of them to their topic, and returns the
 // ids of the others.
 func (w *world) publishMostOf100() (missing []string) {
@@ -397,7 +542,7 @@ func TestReconcileRepairsTheRightRowsWhileOthersAreDeleted(t *testing.T) {
 	var report bytes.Buffer
 	deleted := false
 	r, err := reconcile.Run(t.Context(), reconcile.Options{
-		Options: w.options("", zerolog.Disabled), Repair: true, Report: &report, Memory: 1 << 20, Timeout: patience,
+		Options: w.options("", zerolog.Disabled), Repair: true, MaxRepair: 10, Report: &report, Memory: 1 << 20, Timeout: patience,
 		Progress: func(stage string, _, _ int64) {
 			if stage == reconcile.StageTopics && !deleted {
 				deleted = true

@@ -51,7 +51,7 @@ func (w *world) reconcile(repair bool) (*reconcile.Result, []reported) {
 	w.t.Helper()
 	var report bytes.Buffer
 	r, err := reconcile.Run(w.t.Context(), reconcile.Options{
-		Options: w.options("", zerolog.Disabled), Repair: repair, Report: &report,
+		Options: w.options("", zerolog.Disabled), Repair: repair, MaxRepair: 30, Report: &report,
 		Memory: 1 << 20, Dir: w.t.TempDir(), Timeout: patience,
 	})
 	if err != nil {
@@ -379,8 +379,19 @@ func TestReconcileCommand(t *testing.T) {
 			t.Errorf("%q is shown", data)
 		}
 	}
-	if stdout, _ = walferry(t, "reconcile", "--config", file, "--repair").exit(68); !strings.Contains(stdout, "TABLES AND TOPICS DO NOT AGREE") {
+	if _, stderr = walferry(t, "reconcile", "--config", file, "--repair", "--max-repair", "2", "--metrics", metrics).exit(1); !strings.Contains(stderr, "3 rows are missing, which is more than --max-repair 2") {
+		t.Errorf("%s", stderr)
+	}
+	for _, want := range []string{`walferry_reconcile_success{database="shop"} 1`, `walferry_reconcile_missing{database="shop"} 3`} {
+		if text, err = os.ReadFile(metrics); err != nil || !strings.Contains(string(text), want) {
+			t.Errorf("%v: after a repair that was refused there is no %s in\n%s", err, want, text)
+		}
+	}
+	if stdout, _ = walferry(t, "reconcile", "--config", file, "--repair", "--metrics", metrics).exit(68); !strings.Contains(stdout, "TABLES AND TOPICS DO NOT AGREE") {
 		t.Errorf("%s", stdout)
+	}
+	if text, err = os.ReadFile(metrics); err != nil || !strings.Contains(string(text), `walferry_reconcile_missing{database="shop"} 0`) {
+		t.Errorf("%v: after the repair the metrics are\n%s", err, text)
 	}
 	w.exec("DELETE FROM outbox")
 	if stdout, _ = walferry(t, "reconcile", "--config", file).exit(0); !strings.Contains(stdout, "tables and topics agree") {

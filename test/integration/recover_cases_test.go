@@ -324,7 +324,7 @@ func TestRowThatTheBrokersRefuse(t *testing.T) {
 			t.Errorf("it says %v, want %s, the topic and why, and no way out that there is not", err, where)
 		}
 	}
-	_, err := reconcile.Run(t.Context(), reconcile.Options{Options: w.options("", zerolog.Disabled), Repair: true, Dir: t.TempDir(), Timeout: patience})
+	_, err := reconcile.Run(t.Context(), reconcile.Options{Options: w.options("", zerolog.Disabled), Repair: true, MaxRepair: 2, Dir: t.TempDir(), Timeout: patience})
 	mustSay(err)
 	stop()
 	_, err = replay.FromTable(t.Context(), replay.Options{Options: w.options("", zerolog.Disabled), Target: replay.Target{InPlace: true}, Say: func(string) {}})

@@ -307,3 +307,36 @@ func TestTransactionIDsAreGivenTheirEpoch(t *testing.T) {
 		}
 	})
 }
+
+func TestUpdatesOfATableAreCounted(t *testing.T) {
+	onEveryPostgres(t, func(t *testing.T, admin string) {
+		for _, w := range []*world{newWorld(t, admin, nil), partitionedWorld(t, admin)} {
+			count := func(want int64) (reset string) {
+				t.Helper()
+				await(t, "the statistics", func() error { // those of Postgres 14 are late
+					s := w.snapshot("")
+					defer s.Close(t.Context())
+					var n int64
+					var err error
+					if n, reset, err = s.Updates(t.Context(), w.querying(0)); err == nil && n != want {
+						err = fmt.Errorf("%d updates, want %d", n, want)
+					}
+					return err
+				})
+				return reset
+			}
+			if w.query("SELECT relkind::text FROM pg_class WHERE oid = 'outbox'::regclass") == "p" {
+				w.numbered("outbox", 9, 11)
+			} else {
+				w.insert("1", "{}")
+				w.insert("2", "{}")
+				w.insert("3", "{}")
+			}
+			w.exec("DELETE FROM outbox WHERE ctid = (SELECT max(ctid) FROM outbox)")
+			count(0)
+			w.update("UPDATE outbox SET type = 'U'")
+			w.exec(count(2))
+			count(0)
+		}
+	})
+}

@@ -5,16 +5,23 @@ var ofReconcile = []mutant{
 	{
 		name:    "expired-is-missing",
 		repeats: "a row whose record has expired is called missing, and published again: ours",
-		edits:   []edit{{"bridge/reconcile/compare.go", "certain := t.holds(s.row.partition, s.row.xid)", "certain := true"}},
+		edits:   []edit{{"bridge/reconcile/compare.go", "certain := t.holds(s.row.partition, xid)", "certain := true"}},
 		checker: checker{"./bridge/reconcile", "TestAHealthyPastHasNoDefectsButRepetitions"},
 		says:    "not there: missing",
 	},
 	{
 		name:    "fewer-partitions",
 		repeats: "a record that lies where its key belonged when there were fewer partitions is looked for where it belongs now: ours",
-		edits:   []edit{{"bridge/reconcile/certain.go", "case xid >= t.partitions[n-1].behind:", "case true:"}},
+		edits:   []edit{{"bridge/reconcile/certain.go", "case xid >= t.behind:", "case true:"}},
 		checker: checker{"./bridge/reconcile", "TestAHealthyPastHasNoDefectsButRepetitions"},
 		says:    "not there: missing",
+	},
+	{
+		name:    "updated-is-new",
+		repeats: "an old row that was updated is taken for one that was just written, and published again: ours",
+		edits:   []edit{{"bridge/reconcile/compare.go", "if source.doubted {", "if false {"}},
+		checker: checker{"./bridge/reconcile", "TestComparison"},
+		says:    "missing 2 at",
 	},
 	{
 		name:    "repetitions-out-of-order",
