@@ -40,8 +40,8 @@ var ofTransactions = []mutant{
 		edits: []edit{
 			{
 				"checkpoint/store.go",
-				"if c.cfg.Producer != nil {\n\t\tif c.abilities",
-				"if c.values, err = Read(ctx, c.cfg); err != nil {\n\t\treturn err\n\t}\n\tvalues := c.values\n\tc.values = nil\n\tif c.cfg.Producer != nil {\n\t\tif c.abilities",
+				"if c.cfg.Producer != nil || c.cfg.IsEvents != nil {\n\t\tif c.abilities",
+				"if c.values, err = Read(ctx, c.cfg); err != nil {\n\t\treturn err\n\t}\n\tvalues := c.values\n\tc.values = nil\n\tif c.cfg.Producer != nil || c.cfg.IsEvents != nil {\n\t\tif c.abilities",
 			},
 			{
 				"checkpoint/store.go",
