@@ -120,7 +120,7 @@ servers: ## Fetch Postgres and Kafka for the integration tests into .cache, once
 
 .PHONY: integration
 integration: servers build ## Run the tests against real Postgres and Kafka servers
-	$(TEST) -p 1 -timeout 20m -count=1 ./internal/servers ./test/integration/...
+	$(TEST) -p 1 -timeout 30m -count=1 ./internal/servers ./test/integration/...
 
 .PHONY: cover
 cover: ## Measure the unit tests' coverage into cover.out

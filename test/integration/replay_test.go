@@ -222,7 +222,7 @@ func TestRetentionSlotDiesAlone(t *testing.T) {
 		})
 	}
 	begin := func(t *testing.T, pg *servers.PG) (*world, *running) {
-		w := retained(t, pg.DSN("postgres"), nil)
+		w := retained(t, pg.DSN("postgres"), func(c *config.Config) { c.Checkpoint.Interval = 100 * time.Millisecond })
 		o := w.options("", zerolog.InfoLevel)
 		o.RetainEvery = 100 * time.Millisecond
 		r := w.start(o)
@@ -240,7 +240,7 @@ func TestRetentionSlotDiesAlone(t *testing.T) {
 			kept := w.query("SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = $1", w.prefix+"_retain")
 			problem(t, r, "max_slot_wal_keep_size is 8.0 MiB", "retain.max_bytes not below it")
 			await(t, "the retention slot to be lost", func() error {
-				w.exec("INSERT INTO filler SELECT repeat('x', 500) FROM generate_series(1, 1000)")
+				w.exec("INSERT INTO filler SELECT repeat('x', 500) FROM generate_series(1, 2000)")
 				w.exec("CHECKPOINT") // lets the other slot go on
 				w.awaitCaughtUp()
 				if status := w.query("SELECT wal_status FROM pg_replication_slots WHERE slot_name = $1", w.prefix+"_retain"); status != "lost" {
