@@ -202,8 +202,8 @@ var mutants = []mutant{
 		repeats: "the brokers refuse a batch, and its first event is taken for the bad one: ours",
 		edits: []edit{{
 			"bridge/deadletter.go",
-			"	k, err := s.openSink(ctx)\n",
-			"	if s.note.Reason != \"\" {\n\t\treturn s.note.Reason, nil\n\t}\n\tk, err := s.openSink(ctx)\n",
+			"	err := s.try(ctx, ev)\n",
+			"	if s.note.Reason != \"\" {\n\t\treturn s.note.Reason, nil\n\t}\n\terr := s.try(ctx, ev)\n",
 		}},
 		checker: checker{"./bridge", "TestOnlyWhatTheBrokersRefuseNowIsMoved"},
 		says:    "dead letters",
