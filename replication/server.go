@@ -39,8 +39,8 @@ type Server struct {
 	SenderTimeout time.Duration // wal_sender_timeout, 0: none
 }
 
-// same reports whether both are one server, and not its twin after a promotion.
-func (s *Server) same(o *Server) bool { return s.SystemID == o.SystemID && s.Timeline == o.Timeline }
+// Same reports whether both are one server, and not its twin after a promotion.
+func (s *Server) Same(o *Server) bool { return s.SystemID == o.SystemID && s.Timeline == o.Timeline }
 
 // ConnectSQL opens an ordinary connection. The simple protocol keeps it usable
 // behind poolers.

@@ -56,7 +56,7 @@ func readTimelines(ctx context.Context, conn *pgconn.PgConn, server Server) (Tim
 	if err != nil {
 		return Timelines{}, fmt.Errorf("identify system: %w", err)
 	}
-	if !server.same(&Server{SystemID: id.SystemID, Timeline: uint32(id.Timeline)}) {
+	if !server.Same(&Server{SystemID: id.SystemID, Timeline: uint32(id.Timeline)}) {
 		return Timelines{}, ErrOtherServer
 	}
 	if id.Timeline == 1 {

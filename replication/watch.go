@@ -133,7 +133,7 @@ func (w *Watch) connect(ctx context.Context) error {
 		return err
 	}
 	server, err := ReadServer(ctx, conn)
-	if err == nil && !server.same(&w.Server) {
+	if err == nil && !server.Same(&w.Server) {
 		err = ErrOtherServer
 	}
 	if err != nil {

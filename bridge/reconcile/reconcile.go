@@ -169,7 +169,7 @@ func (w *work) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if of.SystemID != w.server.SystemID || of.Timeline != w.server.Timeline {
+	if !of.Same(&w.server) {
 		return replication.Refuse("run it again; of several hosts in a DSN only the primary is meant: target_session_attrs=read-write",
 			"the tables are read from server %s on timeline %d, and the slot from server %s on timeline %d: what the one has confirmed says nothing of the other",
 			of.SystemID, of.Timeline, w.server.SystemID, w.server.Timeline)

@@ -56,6 +56,7 @@ type run struct {
 	known    *known
 	notes    *checkpoint.Notes // where its state is kept
 	rng      Range
+	resumed  *State               // nil: it begins
 	from     replication.Progress // what an earlier attempt has published
 	stream   *replication.Stream
 	decoder  *decode.Decoder
@@ -135,6 +136,7 @@ func (r *run) prepare() error {
 	if err != nil {
 		return err
 	}
+	r.resumed = s
 	r.id, r.started, r.rng, r.Target = s.ID, s.Started, s.Range, s.Target
 	r.from = replication.Progress{Flushed: s.Reached.LSN, Commit: s.OpenCommit.LSN, Index: s.OpenIndex}
 	return nil
@@ -183,8 +185,8 @@ func (r *run) locate() error {
 	if err != nil {
 		return err
 	}
-	if r.Resume != "" {
-		return r.known.goesOn(r.id, w, found)
+	if r.resumed != nil {
+		return r.resumed.goesOn(w, found)
 	}
 	r.rng, err = r.Ask.resolve(w, r.known, found)
 	return err

@@ -49,17 +49,13 @@ func (k *known) state(id string) (*State, error) {
 }
 
 // goesOn refuses to go on with a replay whose positions mean something else by now, or are not kept any more.
-func (k *known) goesOn(id string, w *Window, found checkpoint.Found) error {
-	s, err := k.state(id)
-	if err != nil {
-		return err
-	}
+func (s *State) goesOn(w *Window, found checkpoint.Found) error {
 	left, shared := found.Timelines.End(s.Timeline)
 	switch {
 	case s.SystemID != found.SystemID || !shared || max(s.Reached.LSN, s.Range.To.LSN) > left:
-		return replication.Refuse("start another one", "replay %s was of %s to %s on timeline %d, which this server does not have, or not so far", id, s.Range.From, s.Range.To, s.Timeline)
+		return replication.Refuse("start another one", "replay %s was of %s to %s on timeline %d, which this server does not have, or not so far", s.ID, s.Range.From, s.Range.To, s.Timeline)
 	case s.Reached.LSN < w.From.LSN:
-		return outside(w, "replay %s, which has come to %s,", id, s.Reached)
+		return outside(w, "replay %s, which has come to %s,", s.ID, s.Reached)
 	}
 	return nil
 }
