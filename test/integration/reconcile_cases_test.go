@@ -189,10 +189,13 @@ func reconcileEveryKind(t *testing.T, admin string) {
 	typed := func(name string) kgo.RecordHeader { return kgo.RecordHeader{Key: "eventType", Value: []byte(name)} }
 	replayed := kgo.RecordHeader{Key: "walferry-replay-id", Value: []byte("1")}
 	repaired := kgo.RecordHeader{Key: "walferry-source", Value: []byte("table")}
-	put := func(id, payload string, headers ...kgo.RecordHeader) *kgo.Record {
-		r := p.record(topic, id, "k", payload, headers...)
+	put := func(id, payload string, headers ...kgo.RecordHeader) {
+		p.append(p.record(topic, id, "k", payload, headers...))
+	}
+	putTombstone := func(id string) {
+		r := p.record(topic, id, "k", "", typed("T"))
+		r.Value = nil
 		p.append(r)
-		return r
 	}
 
 	insert("plain", "order", "T", "1")
@@ -204,13 +207,13 @@ func reconcileEveryKind(t *testing.T, admin string) {
 	insert("of no type", "order", "T", "1")
 	put("of no type", "1")
 	insert("tombstone", "order", "T", nil)
-	put("tombstone", "", typed("T")).Value = nil
+	putTombstone("tombstone")
 	insert("empty, not a tombstone", "order", "T", "")
-	put("empty, not a tombstone", "", typed("T")).Value = nil
+	putTombstone("empty, not a tombstone")
 	insert("tombstone, not empty", "order", "T", nil)
 	put("tombstone, not empty", "", typed("T"))
 	insert("of another key", "order", "T", "1")
-	put("of another key", "1", typed("T")).Key = []byte("l")
+	p.append(p.record(topic, "of another key", "l", "1", typed("T")))
 	insert("as long", "order", "T", "12")
 	put("as long", "13", typed("T"))
 	insert("replayed", "order", "T", "1")

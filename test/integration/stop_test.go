@@ -86,6 +86,15 @@ func (w *world) mustNotConfirm(written pglogrepl.LSN, text string) {
 	}
 }
 
+// mustNotReach checks that what ends before an LSN is not confirmed. WAL that others write meanwhile may be: an LSN from
+// before the event would not do.
+func (w *world) mustNotReach(written pglogrepl.LSN) {
+	w.t.Helper()
+	if confirmed := w.confirmed(); confirmed >= written {
+		w.t.Errorf("%s is confirmed, the event before %s must not be", confirmed, written)
+	}
+}
+
 // A cancelled statement ends the session, not the bridge.
 func TestCancelledSession(t *testing.T) {
 	w := newWorld(t, newest(t), nil)
