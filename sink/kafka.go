@@ -154,6 +154,7 @@ func Open(ctx context.Context, cfg Config) (*Kafka, error) {
 	k.close = func() {
 		stop()
 		k.client.Close()
+		_ = k.client.Flush(context.WithoutCancel(ctx)) // Close has failed all records, but it does not wait for their promises
 	}
 	if err := k.connect(ctx, stop); err != nil {
 		k.Close()
@@ -348,5 +349,5 @@ func (k *Kafka) Failed() error {
 	return nil
 }
 
-// Close drops what is not acknowledged; done is called for it, with an error.
+// Close drops what is not acknowledged. When it returns done was called for all of it, with an error.
 func (k *Kafka) Close() { k.close() }

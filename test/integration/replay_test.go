@@ -317,7 +317,7 @@ func TestRetentionSlotThatIsLeft(t *testing.T) {
 	if gauges() == 0 {
 		t.Error("no metric shows it")
 	}
-	w.exec("SELECT pg_drop_replication_slot($1)", w.prefix+"_retain")
+	w.dropSlot(w.prefix + "_retain")
 	await(t, "nothing to be said any more", func() error {
 		if s := r.bridge.Status().Retention; s != nil || gauges() > 0 {
 			return fmt.Errorf("%d metrics, status %+v", gauges(), s)
@@ -367,7 +367,7 @@ func TestRetentionSlot(t *testing.T) {
 			return nil
 		})
 		w.mustRefuse(replay.Ask{FromLSN: lsnOf(t, first)}, "outside of what can be replayed")
-		w.exec("SELECT pg_drop_replication_slot($1)", w.prefix+"_retain")
+		w.dropSlot(w.prefix + "_retain")
 		status(func(s *bridge.RetentionStatus) error {
 			if !strings.Contains(s.Problem, "walferry init") {
 				return fmt.Errorf("its problem is %q", s.Problem)
