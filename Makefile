@@ -118,9 +118,13 @@ captures: servers ## Write the captured streams in testdata anew, from Postgres 
 servers: ## Fetch Postgres and Kafka for the integration tests into .cache, once
 	sh test/servers/fetch.sh
 
+# The servers of a run write 6 GB, most of it databases of a few rows: it goes to memory if there is room for twice as much.
+in_memory = room=$$(df -Pk /dev/shm 2>/dev/null | awk 'NR == 2 {print $$4}'); \
+	if [ "$${room:-0}" -gt 12582912 ]; then export WALFERRY_TEST_DATA="$${WALFERRY_TEST_DATA-/dev/shm}"; fi
+
 .PHONY: integration
-integration: servers build ## Run the tests against real Postgres and Kafka servers
-	$(TEST) -p 1 -timeout 30m -count=1 ./internal/servers ./test/integration/...
+integration: servers build ## Run the tests against real Postgres and Kafka servers (WALFERRY_TEST_DATA=dir: keep their data there)
+	$(in_memory); $(TEST) -p 1 -timeout 30m -count=1 ./internal/servers ./test/integration/...
 
 .PHONY: cover
 cover: ## Measure the unit tests' coverage into cover.out

@@ -16,10 +16,10 @@ type scratch struct {
 	lock *os.File // locked as long as the process that made the directory lives
 }
 
-// newScratch creates a scratch which account can reach, and removes those that killed processes have left.
+// newScratch creates a scratch which account can reach, in WALFERRY_TEST_DATA if that is set, and removes those that killed processes have left.
 func newScratch(account *syscall.Credential) (*scratch, error) {
 	var errs []error
-	for _, temp := range tempDirs() {
+	for _, temp := range append(listFromEnv("WALFERRY_TEST_DATA"), tempDirs()...) {
 		if err := checkReach(temp, account); err != nil {
 			errs = append(errs, err)
 			continue

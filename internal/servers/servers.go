@@ -1,5 +1,6 @@
 // Package servers runs real Postgres and Kafka servers for integration tests, without containers:
-// unprivileged server processes on free loopback ports, with their data in a temporary directory.
+// unprivileged server processes on free loopback ports, with their data in a temporary directory, or in one that
+// WALFERRY_TEST_DATA names.
 //
 // The server binaries are Maven artifacts which test/servers/fetch.sh (make servers) puts into .cache/servers of the
 // repository. Postgres refuses to run as root; tests that run as root get its processes under the account "postgres",
