@@ -86,9 +86,14 @@ func testIsolation(t *testing.T, delivery string, brokers []string) {
 		}
 	}
 	end := time.Now()
+	var twice [2]int
 	for i, tr := range trickles {
-		if more := tr.awaitAll(t); more != 0 {
-			t.Errorf("%d duplicates", more)
+		limit := 0
+		if i == 1 && delivery == atLeastOnce {
+			limit = 50 // what the session that was ended had on its way: a second's at most
+		}
+		if twice[i] = tr.awaitAll(t); twice[i] > limit {
+			t.Errorf("database %d: %d duplicates, want at most %d", i, twice[i], limit)
 		}
 		mustNotBeLater(t, tr.delays(began, trouble), tr.delays(trouble, end), i)
 	}
@@ -111,8 +116,8 @@ func testIsolation(t *testing.T, delivery string, brokers []string) {
 	}
 	for i, w := range []*world{well, healthy} { // the process has drained them
 		w.drainAll()
-		if got := int64(len(w.records())); got != int64(trickles[i].written) {
-			t.Errorf("%d records of %d events after the next run", got, trickles[i].written)
+		if got, want := len(w.records()), trickles[i].written+twice[i]; got != want {
+			t.Errorf("database %d: %d records after the next run, want %d", i, got, want)
 		}
 	}
 }
