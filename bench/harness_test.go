@@ -269,7 +269,8 @@ func TestBusyCores(t *testing.T) {
 		}
 		return want
 	})
-	if !errors.Is(err, want) || cores < 0.2 || cores > float64(runtime.NumCPU()) {
+	const rounding = 0.5 // the kernel counts in ticks of 10 ms
+	if !errors.Is(err, want) || cores < 0.2 || cores > float64(runtime.NumCPU())+rounding {
 		t.Errorf("got %.2f cores and error %v, want those that were busy, and the error", cores, err)
 	}
 }
