@@ -49,8 +49,8 @@ func tcpReceived(conn net.Conn) (received func() (bytes, segments uint64), buffe
 }
 
 // receiveBuffer is that of a socket, of a fixed size while it is read. While nobody reads it must be able to grow: one that overflows
-// drops segments, and whatever comes behind those, the acknowledgements of what we send among it, is not accepted any more
-// (tcp_input.c, tcp_sequence). Then no status update would pass, and Postgres give up on us.
+// drops segments and closes the window over what it has offered, and whatever comes behind it, the acknowledgements of what we send
+// among it, is not accepted any more (tcp_input.c, tcp_sequence). Then no status update would pass, and Postgres give up on us.
 type receiveBuffer struct {
 	tcp *net.TCPConn
 	raw syscall.RawConn
@@ -73,9 +73,12 @@ func (b *receiveBuffer) fix() {
 	}
 }
 
-// free lets the buffer grow by what has to find room.
+// free lets the buffer grow by what has to find room. If it has overflowed already that is not enough: since Linux 6.17 not even what
+// was dropped is accepted while the window is closed, so nothing arrives that it would grow for. More room opens the window.
+// The kernel grants up to net.core.rmem_max, which has been 4 MiB since then.
 func (b *receiveBuffer) free() {
 	if b != nil {
+		_ = b.tcp.SetReadBuffer(2 * ReceiveBuffer)
 		_ = b.unlock()
 	}
 }
