@@ -93,7 +93,8 @@ func TestKafkaIsDownForLong(t *testing.T) {
 		cfg.Kafka.MaxRecord, cfg.Kafka.MaxBuffered = 64<<10, 1<<20
 	})
 	c := w.daemon("")
-	w.awaitCaughtUp()
+	w.exec(`INSERT INTO outbox (aggregatetype, aggregateid, type, payload) VALUES ('bulk', 'k', 'T', '{"n": 0, "pad": ""}')`)
+	w.awaitCaughtUp() // the topic is known now: to look it up, a session waits for Kafka for 15 s only
 	end, pid := outage(t, broker), w.walsender()
 	w.bulk()
 	await(t, "the walsender to hear from us long after its timeout", func() error {
