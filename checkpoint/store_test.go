@@ -403,6 +403,52 @@ func TestWhatCannotBeSettledCommitsNothing(t *testing.T) {
 	})
 }
 
+// A client that becomes another producer in the middle of a transaction has lost what it published before. kgo does so, and goes on, when a
+// broker does not know it any more because all that it published to a partition was deleted.
+func TestEventsOfAFormerProducerAreNotCovered(t *testing.T) {
+	onCheckpoints(t, func(t *testing.T, r *checkpointRig) {
+		cfg, _ := r.config()
+		cfg.Producer = []kgo.Opt{kgo.ProducerLinger(0), kgo.AllowAutoTopicCreation()}
+		var c *Store
+		cfg.Settle = func(ctx context.Context) error { return c.Client().Flush(ctx) }
+		c = r.openWith(cfg)
+		defer c.Close()
+		r.write(c, one("1"))
+		publish := func() error {
+			return c.Client().ProduceSync(t.Context(), &kgo.Record{Topic: "events", Key: []byte("k"), Value: []byte("event")}).FirstErr()
+		}
+		if err := publish(); err != nil {
+			t.Fatal(err)
+		}
+		r.kafka.ControlKey(int16(kmsg.Produce), func(request kmsg.Request) (kmsg.Response, error, bool) { return forgotten(request), nil, true })
+		if err := publish(); err != nil {
+			t.Fatalf("kgo did not go on as another producer: %v", err)
+		}
+		if err := c.Write(t.Context(), one("2")); !errors.Is(err, kerr.TransactionAbortable) {
+			t.Errorf("got %v, want %v", err, kerr.TransactionAbortable)
+		}
+		c.Close()
+		r.holds(one("1"))
+	})
+}
+
+// forgotten is the answer of brokers that have deleted all that a producer published.
+func forgotten(request kmsg.Request) kmsg.Response {
+	produce := request.(*kmsg.ProduceRequest)
+	response := produce.ResponseKind().(*kmsg.ProduceResponse)
+	for _, asked := range produce.Topics {
+		topic := kmsg.NewProduceResponseTopic()
+		topic.Topic, topic.TopicID = asked.Topic, asked.TopicID
+		for _, p := range asked.Partitions {
+			partition := kmsg.NewProduceResponseTopicPartition()
+			partition.Partition, partition.ErrorCode, partition.LogStartOffset = p.Partition, kerr.UnknownProducerID.Code, 1000
+			topic.Partitions = append(topic.Partitions, partition)
+		}
+		response.Topics = append(response.Topics, topic)
+	}
+	return response
+}
+
 // A database whose events the brokers do not acknowledge holds nobody up: others open their checkpoints at once.
 func TestWhatIsNotSettledHoldsNobodyUp(t *testing.T) {
 	onCheckpoints(t, func(t *testing.T, r *checkpointRig) {

@@ -13,6 +13,17 @@ var ofTransactions = []mutant{
 		says:    "are committed, want",
 	},
 	{
+		name:    "former-producer",
+		repeats: "kgo becomes another producer in the middle of a transaction, and what the first one has published is lost under a checkpoint",
+		edits: []edit{{
+			"checkpoint/events.go",
+			"err == nil && now != c.producer {",
+			"err == nil && now == (producer{}) {",
+		}},
+		checker: checker{"./checkpoint", "TestEventsOfAFormerProducerAreNotCovered"},
+		says:    "got <nil>, want TRANSACTION_ABORTABLE",
+	},
+	{
 		name:    "ahead-of-what-was-published",
 		repeats: "a checkpoint covers an event that is not in its transaction",
 		edits: []edit{{
