@@ -230,7 +230,8 @@ func TestPostgresOverTLS(t *testing.T) {
 		w.cfg.Databases[0].DSN = dsn("encrypted", full)
 		r := w.runVerbosely("")
 		r.awaitState(bridge.Streaming)
-		got := w.query(`SELECT string_agg(backend_type || ' ' || ssl, ', ' ORDER BY backend_type)
+		// One that is closed may still be on its way out.
+		got := w.query(`SELECT string_agg(DISTINCT backend_type || ' ' || ssl, ', ')
 			FROM pg_stat_activity JOIN pg_stat_ssl USING (pid) WHERE usename = 'encrypted'`)
 		if want := "client backend true, walsender true"; got != want {
 			t.Errorf("connections: %s, want %s", got, want)
