@@ -19,6 +19,7 @@ import (
 	"github.com/walferry/walferry/checkpoint"
 	"github.com/walferry/walferry/decode"
 	"github.com/walferry/walferry/internal/pgoutput"
+	"github.com/walferry/walferry/internal/refusal"
 	"github.com/walferry/walferry/internal/walsender"
 )
 
@@ -85,18 +86,7 @@ func (r *rig) refuseEvents(requests *atomic.Int32) {
 		if produce.TransactionID != nil || requests.Add(-1) < 0 { // checkpoints are transactional
 			return nil, nil, false
 		}
-		response := request.ResponseKind().(*kmsg.ProduceResponse)
-		for _, topic := range produce.Topics {
-			t := kmsg.NewProduceResponseTopic()
-			t.Topic, t.TopicID = topic.Topic, topic.TopicID
-			for _, partition := range topic.Partitions {
-				p := kmsg.NewProduceResponseTopicPartition()
-				p.Partition, p.ErrorCode = partition.Partition, kerr.MessageTooLarge.Code
-				t.Partitions = append(t.Partitions, p)
-			}
-			response.Topics = append(response.Topics, t)
-		}
-		return response, nil, true
+		return refusal.Of(produce, kerr.MessageTooLarge.Code, -1), nil, true
 	})
 }
 

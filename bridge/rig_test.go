@@ -22,6 +22,7 @@ import (
 
 	"github.com/walferry/walferry/bridge/config"
 	"github.com/walferry/walferry/internal/pgoutput"
+	"github.com/walferry/walferry/internal/refusal"
 	"github.com/walferry/walferry/internal/walsender"
 	"github.com/walferry/walferry/replication"
 )
@@ -346,17 +347,6 @@ func (r *rig) failProduce(after int, with *kerr.Error) {
 		if after--; after != -1 {
 			return nil, nil, false
 		}
-		response := request.ResponseKind().(*kmsg.ProduceResponse)
-		for _, topic := range request.(*kmsg.ProduceRequest).Topics {
-			t := kmsg.NewProduceResponseTopic()
-			t.Topic, t.TopicID = topic.Topic, topic.TopicID
-			for _, partition := range topic.Partitions {
-				p := kmsg.NewProduceResponseTopicPartition()
-				p.Partition, p.ErrorCode = partition.Partition, with.Code
-				t.Partitions = append(t.Partitions, p)
-			}
-			response.Topics = append(response.Topics, t)
-		}
-		return response, nil, true
+		return refusal.Of(request.(*kmsg.ProduceRequest), with.Code, -1), nil, true
 	})
 }

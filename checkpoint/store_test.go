@@ -20,6 +20,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"github.com/walferry/walferry/internal/refusal"
 	"github.com/walferry/walferry/sink"
 )
 
@@ -420,7 +421,9 @@ func TestEventsOfAFormerProducerAreNotCovered(t *testing.T) {
 		if err := publish(); err != nil {
 			t.Fatal(err)
 		}
-		r.kafka.ControlKey(int16(kmsg.Produce), func(request kmsg.Request) (kmsg.Response, error, bool) { return forgotten(request), nil, true })
+		r.kafka.ControlKey(int16(kmsg.Produce), func(request kmsg.Request) (kmsg.Response, error, bool) {
+			return refusal.Of(request.(*kmsg.ProduceRequest), kerr.UnknownProducerID.Code, 1000), nil, true // all before 1000 is deleted
+		})
 		if err := publish(); err != nil {
 			t.Fatalf("kgo did not go on as another producer: %v", err)
 		}
@@ -430,23 +433,6 @@ func TestEventsOfAFormerProducerAreNotCovered(t *testing.T) {
 		c.Close()
 		r.holds(one("1"))
 	})
-}
-
-// forgotten is the answer of brokers that have deleted all that a producer published.
-func forgotten(request kmsg.Request) kmsg.Response {
-	produce := request.(*kmsg.ProduceRequest)
-	response := produce.ResponseKind().(*kmsg.ProduceResponse)
-	for _, asked := range produce.Topics {
-		topic := kmsg.NewProduceResponseTopic()
-		topic.Topic, topic.TopicID = asked.Topic, asked.TopicID
-		for _, p := range asked.Partitions {
-			partition := kmsg.NewProduceResponseTopicPartition()
-			partition.Partition, partition.ErrorCode, partition.LogStartOffset = p.Partition, kerr.UnknownProducerID.Code, 1000
-			topic.Partitions = append(topic.Partitions, partition)
-		}
-		response.Topics = append(response.Topics, topic)
-	}
-	return response
 }
 
 // A database whose events the brokers do not acknowledge holds nobody up: others open their checkpoints at once.

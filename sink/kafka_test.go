@@ -16,6 +16,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/walferry/walferry/internal/refusal"
 )
 
 func cluster(t *testing.T, opts ...kfake.Opt) *kfake.Cluster {
@@ -210,7 +212,7 @@ func TestPublishLatchesOnTheFirstFailure(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.ControlKey(int16(kmsg.Produce), func(r kmsg.Request) (kmsg.Response, error, bool) {
-		return failProduce(r.(*kmsg.ProduceRequest), kerr.TopicAuthorizationFailed), nil, true
+		return refusal.Of(r.(*kmsg.ProduceRequest), kerr.TopicAuthorizationFailed.Code, -1), nil, true
 	})
 	failed := make(chan error, 1)
 	if err := publish(func(err error) { failed <- err }); err != nil {
@@ -247,22 +249,6 @@ func TestRequestsAreBounded(t *testing.T) {
 			t.Errorf("max_buffered %d, %d records, max_record %d: requests of %d bytes, want %d", test.buffered, test.records, test.record, got, test.want)
 		}
 	}
-}
-
-// failProduce answers every partition of a produce request with an error.
-func failProduce(r *kmsg.ProduceRequest, with *kerr.Error) kmsg.Response {
-	response := r.ResponseKind().(*kmsg.ProduceResponse)
-	for _, topic := range r.Topics {
-		t := kmsg.NewProduceResponseTopic()
-		t.Topic, t.TopicID = topic.Topic, topic.TopicID
-		for _, partition := range topic.Partitions {
-			p := kmsg.NewProduceResponseTopicPartition()
-			p.Partition, p.ErrorCode = partition.Partition, with.Code
-			t.Partitions = append(t.Partitions, p)
-		}
-		response.Topics = append(response.Topics, t)
-	}
-	return response
 }
 
 // What is sent while a produce request is on its way fills the next one, which goes as soon as the first is answered.

@@ -19,6 +19,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/walferry/walferry/bridge"
+	"github.com/walferry/walferry/internal/refusal"
 )
 
 func readFull(conn net.Conn, b []byte) (int, error) { return io.ReadFull(conn, b) }
@@ -175,17 +176,7 @@ func produceRequest(frame []byte) (*kmsg.ProduceRequest, uint32, error) {
 
 // produceResponse says that every partition of a request has failed.
 func produceResponse(correlation uint32, c change) []byte {
-	response := c.request.ResponseKind().(*kmsg.ProduceResponse)
-	for _, t := range c.request.Topics {
-		topic := kmsg.NewProduceResponseTopic()
-		topic.Topic, topic.TopicID = t.Topic, t.TopicID
-		for _, p := range t.Partitions {
-			partition := kmsg.NewProduceResponseTopicPartition()
-			partition.Partition, partition.ErrorCode, partition.BaseOffset = p.Partition, c.code, -1
-			topic.Partitions = append(topic.Partitions, partition)
-		}
-		response.Topics = append(response.Topics, topic)
-	}
+	response := refusal.Of(c.request, c.code, -1)
 	frame := wire.BigEndian.AppendUint32(make([]byte, 4), correlation)
 	if response.IsFlexible() {
 		frame = append(frame, 0) // no tags
